@@ -1,0 +1,181 @@
+"""The documents inside a bundle. All are frozen dataclasses, stored as canonical JSON.
+
+Tensors are described with Open Inference Protocol data types ("FP32"); a dimension of -1 is the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BUNDLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """real = (stored - offset) * scale, element by element; what the agent applies before the engine.
+
+    A client may send either the engine's own data type (passed through untouched) or `datatype`
+    (converted). Source: the affine quantization of Jacob et al. 2018, arXiv:1712.05877, eq. 1.
+    """
+
+    input: str
+    datatype: str
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    affine: tuple[Affine, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineRange:
+    """Engine and the versions it may have: `minimum` <= version < `below` (empty: unbounded)."""
+
+    name: str
+    minimum: str = ""
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class VariantConfig:
+    """Config blob of one variant: everything an agent needs to decide and to load. Deterministic."""
+
+    variant: str
+    """Unique in its bundle, e.g. "jetson.onnxruntime.int8-s8s8"."""
+    profile: str
+    engine: EngineRange
+    precision: str
+    options: dict[str, str | int | float | bool]
+    files: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    architecture: str
+    isa: tuple[str, ...]
+    """CPU features without which this variant must not run."""
+    memory_forecast_mib: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric with its two-sided 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one `Session.run` at batch 1."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class GateResult:
+    gate: str
+    passed: bool
+    reason: str
+    """One line with the figures, e.g. "accuracy 0.9137 >= 0.99 x 0.9125"."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured, on what, and which gates it passed. Not deterministic: it holds timings."""
+
+    variant: str
+    metric: str
+    samples: int
+    dataset_sha256: str
+    calibration_sha256: str
+    source_sha256: str
+    accuracy: Interval
+    baseline_accuracy: Interval
+    """The fp32 model on the same engine and data."""
+    mcnemar_p: float
+    """Paired exact McNemar test against the baseline; 1.0 when no answer differs."""
+    agreement: float
+    """Share of samples on which variant and baseline give the same class."""
+    latency: Latency
+    baseline_latency: Latency
+    peak_rss_mib: float
+    size_bytes: int
+    coverage: dict[str, int]
+    engine: str
+    engine_version: str
+    host_cpu: str
+    host_architecture: str
+    host_isa: tuple[str, ...]
+    measured_on_target: bool
+    """False when the host's architecture or ISA is not the profile's: then the device proves it."""
+    gates: tuple[GateResult, ...]
+    gate_skipped: bool = False
+    """True when `--no-gate` let a failing variant through."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GoldenSpec:
+    """How a device decides that a loaded variant answers as certified.
+
+    The samples travel encrypted as an `.npz`-free container: one raw little-endian file per tensor,
+    named `inputs/<name>` , `outputs/<name>` (this variant's certified answers) and `reference` (int64
+    class per sample: the source model's own answer), all (samples, ...).
+    """
+
+    samples: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_abs_difference: float
+    """Largest allowed difference between certified and observed outputs."""
+    min_reference_agreement: float
+    """Smallest allowed share of samples whose class equals the source model's (0 disables)."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One encrypted or plain file of a variant, by digest (lower-case hex SHA-256)."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    plaintext_sha256: str
+    plaintext_size_bytes: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the builder hands to `bundle.write` for one variant: plaintext files in memory."""
+
+    config: VariantConfig
+    certificate: Certificate
+    golden: GoldenSpec
+    files: dict[str, bytes]
+    """Model files, named as in `config.files`."""
+    golden_files: dict[str, bytes]
+    """Named as `GoldenSpec` says."""
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """Name and version of what a bundle carries; `version` is free text such as "1.0.0"."""
+
+    name: str
+    version: str
+    created: str = ""
+    """RFC 3339, from SOURCE_DATE_EPOCH when set; empty when unknown."""
+    annotations: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,106 @@
+"""JSON and TOML to frozen dataclasses and back: strict, bounded, and byte-for-byte reproducible.
+
+Everything that crosses a trust boundary (bundle documents, messages, configuration) is a frozen
+dataclass and goes through this module, so that unknown fields, wrong types and oversize input are
+refused in one place. Types are checked by dacite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+
+from edgekit.errors import ConfigError, EdgekitError
+
+T = TypeVar("T")
+
+MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+
+
+def to_json(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN. Dataclasses become objects."""
+    return json.dumps(
+        to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses to dictionaries, tuples to lists; `None` fields are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: to_plain(item) for name, item in fields if item is not None}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def parse_json(
+    data: bytes,
+    *,
+    what: str,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    error: type[EdgekitError] = ConfigError,
+) -> Any:
+    """Bounded, duplicate-free JSON. Raises `error` with one line that begins with `what`."""
+    if len(data) > max_bytes:
+        raise error(f"{what}: {len(data)} bytes, more than the {max_bytes} allowed")
+    try:
+        return json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{what}: not valid JSON: {exc}") from None
+
+
+def from_plain(cls: type[T], plain: Any, *, what: str, error: type[EdgekitError] = ConfigError) -> T:
+    """Dictionary to the dataclass `cls`; refuses unknown fields and wrong types."""
+    if not isinstance(plain, dict):
+        raise error(f"{what}: expected an object, got {type(plain).__name__}")
+    try:
+        return dacite.from_dict(cls, plain, dacite.Config(strict=True, cast=[tuple]))
+    except dacite.DaciteError as exc:
+        raise error(f"{what}: {exc}") from None
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise error(f"{what}: does not fit {cls.__name__}: {exc}") from None
+
+
+def from_json(
+    cls: type[T],
+    data: bytes,
+    *,
+    what: str,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    error: type[EdgekitError] = ConfigError,
+) -> T:
+    """`parse_json` then `from_plain`."""
+    return from_plain(
+        cls, parse_json(data, what=what, max_bytes=max_bytes, error=error), what=what, error=error
+    )
+
+
+def from_toml(cls: type[T], path: Path, *, error: type[EdgekitError] = ConfigError) -> T:
+    """Read a TOML file into the dataclass `cls`."""
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise error(f"{path}: {exc.strerror}", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise error(f"{path}: not valid TOML: {exc}") from None
+    return from_plain(cls, plain, what=str(path), error=error)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")

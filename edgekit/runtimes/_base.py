@@ -1,0 +1,75 @@
+"""The device side of an engine: the whole contract.
+
+A file `edgekit/runtimes/<name>.py` that ends with `RUNTIME: Runtime = Engine()` is an engine.
+The heavy library is imported inside methods only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Files = Mapping[str, bytes | memoryview]
+"""File name to plaintext bytes; `Session`s are loaded from memory, plaintext never touches a disk."""
+
+Options = Mapping[str, str | int | float | bool]
+"""Engine options, part of a variant: threads, precision hint, session configuration entries."""
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    thread_safe: bool
+    """Whether `run` may be called by several threads at once."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference: (batch, ...) in, (batch, ...) out. Releases the GIL.
+
+        Raises EngineError with the engine's own words in one line.
+        """
+        ...
+
+    def coverage(self) -> dict[str, int]:
+        """Nodes per compute unit, e.g. {"CPUExecutionProvider": 17}; empty when the engine cannot tell."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. `run` must not be called afterwards."""
+        ...
+
+
+class Runtime(Protocol):
+    """An engine on the device."""
+
+    name: str
+
+    def version(self) -> str:
+        """The library's version. Raises EngineMissing (hint: what to install); also the availability test."""
+        ...
+
+    def load(self, files: Files, options: Options) -> Session:
+        """Load a variant's files. Raises EngineMissing or EngineError."""
+        ...
+
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+"""Open Inference Protocol data types (the names used in every edgekit document) to NumPy."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

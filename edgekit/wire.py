@@ -1,0 +1,205 @@
+"""What agent and fleet say to each other over MQTT 5: topics, messages, states, metrics.
+
+Topics are `ek/v1/{tenant}/{device}/{channel}`. Every message is one canonical JSON document of a
+dataclass below. Unknown fields are refused; a new field means a new `v` in the topic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+PREFIX = "ek/v1"
+TENANT = "default"
+
+PRESENCE = "presence"  # retained; the last will says online=false
+REPORTED = "state/reported"  # retained; device -> fleet
+DESIRED = "state/desired"  # retained; fleet -> device: the Desired release
+JOB_NOTIFY = "job/notify"  # fleet -> device, QoS 1
+JOB_UPDATE = "job/update"  # device -> fleet, QoS 1, through the durable outbox
+JOB_ACK = "job/ack"  # fleet -> device: this JobUpdate is stored, forget it
+TELEMETRY = "telemetry"  # device -> fleet, QoS 1, stored and forwarded
+TELEMETRY_ACK = "telemetry/ack"  # fleet -> device
+
+
+def topic(device: str, channel: str, tenant: str = TENANT) -> str:
+    """`ek/v1/{tenant}/{device}/{channel}`."""
+    return f"{PREFIX}/{tenant}/{device}/{channel}"
+
+
+def split_topic(name: str) -> tuple[str, str, str] | None:
+    """(tenant, device, channel), or None when `name` is not ours."""
+    parts = name.split("/", 4)
+    if len(parts) != 5 or parts[:2] != PREFIX.split("/"):
+        return None
+    return parts[2], parts[3], parts[4]
+
+
+class JobState(StrEnum):
+    """A device's part in a rollout (names of AWS IoT JobExecution, plus ROLLED_BACK)."""
+
+    QUEUED = "QUEUED"
+    IN_PROGRESS = "IN_PROGRESS"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
+
+
+class Stage(StrEnum):
+    """Steps of an activation, in order."""
+
+    DOWNLOAD = "DOWNLOAD"
+    VERIFY = "VERIFY"
+    DECRYPT = "DECRYPT"
+    PROBE = "PROBE"
+    SWAP = "SWAP"
+    WATCH = "WATCH"
+    COMMIT = "COMMIT"
+    ROLLBACK = "ROLLBACK"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which device runs which release. Signed by the fleet (DSSE), so a broker cannot invent one."""
+
+    tenant: str
+    device: str
+    counter: int
+    """Strictly increasing per device: an older assignment is refused, a rollback is a new one."""
+    job: str
+    release: str
+    """ "name:version" """
+    bundle_digest: str
+    """sha256:... of the bundle's index.json: which bundle, whatever the file around it."""
+    bundle_size_bytes: int
+    url_path: str
+    """Where the fleet's device endpoint serves the bundle, e.g. /v1/bundles/sha256:..."""
+    sealed_key: str
+    """base64 of the content key, HPKE-sealed to this device (info: see crypto.sealing)."""
+    deadline_s: float
+    """Whole job, from notification to commit."""
+    watch_s: float
+    max_error_rate: float
+    """In the watch window; above it the device rolls back by itself."""
+    max_latency_p95_ms: float = 0.0
+    """0: no limit."""
+
+
+@dataclass(frozen=True)
+class JobNotify:
+    """A job for the device, or its cancellation."""
+
+    job: str
+    assignment: str = ""
+    """DSSE envelope (JSON text) around an Assignment; empty when `cancel`."""
+    cancel: bool = False
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The latest JobNotify, retained, so that a device which was away finds it."""
+
+    notify: JobNotify
+
+
+@dataclass(frozen=True)
+class JobUpdate:
+    job: str
+    seq: int
+    """Grows with each update of the device; (device, seq) is the idempotency key."""
+    state: JobState
+    stage: str = ""
+    code: str = ""
+    """Error class name, e.g. GoldenError; empty on success."""
+    message: str = ""
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class JobAck:
+    seq: int
+
+
+@dataclass(frozen=True)
+class Presence:
+    online: bool
+    boot: str = ""
+    """Random per agent start: a late last will of an earlier connection is recognised by it."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    version: int
+    """Grows with each change (shadow version)."""
+    boot: str
+    agent_version: str
+    profile: str
+    emulated: bool
+    """The host's hardware is not the profile's; hardware checks were skipped and said so."""
+    architecture: str
+    isa: tuple[str, ...]
+    engines: dict[str, str]
+    """Engine name to installed version."""
+    release: str = ""
+    bundle_digest: str = ""
+    variant: str = ""
+    previous_release: str = ""
+    counter: int = 0
+    endpoint: str = ""
+    """Where the data plane listens on the device, for people."""
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Metrics of one window. Values are sums and gauges named in METRICS."""
+
+    boot: str
+    seq: int
+    start: str
+    window_s: float
+    windows: int
+    """How many windows were merged into this one while offline (1: none)."""
+    values: dict[str, float] = field(default_factory=dict)
+    latency_buckets: tuple[int, ...] = ()
+    """Counts per bucket of LATENCY_BOUNDS_MS, the last is everything above."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """How often each label was the answer."""
+    release: str = ""
+
+
+@dataclass(frozen=True)
+class TelemetryAck:
+    boot: str
+    seq: int
+
+
+LATENCY_BOUNDS_MS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One measured quantity: Prometheus name, unit, kind and help."""
+
+    name: str
+    unit: str
+    kind: str
+    help: str
+
+
+METRICS = (
+    MetricInfo("edgekit_requests_total", "requests", "counter", "Inference requests answered"),
+    MetricInfo("edgekit_request_errors_total", "requests", "counter", "Requests that failed in the server"),
+    MetricInfo("edgekit_rejected_total", "requests", "counter", "Requests refused as the client's mistake"),
+    MetricInfo("edgekit_inferences_total", "samples", "counter", "Samples inferred"),
+    MetricInfo("edgekit_latency_ms", "ms", "histogram", "Time from request read to answer written"),
+    MetricInfo("edgekit_serving_restarts_total", "restarts", "counter", "Times serving came back"),
+    MetricInfo("edgekit_rss_mib", "MiB", "gauge", "Resident memory of the serving process"),
+    MetricInfo("edgekit_release_info", "", "gauge", "1, labelled with the release that is served"),
+)
