@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import tomllib
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import dacite
 
@@ -63,7 +65,15 @@ def from_plain(cls: type[T], plain: Any, *, what: str, error: type[EdgekitError]
     if not isinstance(plain, dict):
         raise error(f"{what}: expected an object, got {type(plain).__name__}")
     try:
-        return dacite.from_dict(cls, plain, dacite.Config(strict=True, cast=[tuple]))
+        # Lists become tuples here: dacite's own cast would also make a tuple of the letters of a string.
+        return dacite.from_dict(cls, _tuples(plain), dacite.Config(strict=True, cast=[Enum]))
+    except dacite.WrongTypeError as exc:
+        wanted = str(exc.field_type) if get_args(exc.field_type) else getattr(exc.field_type, "__name__", "?")
+        wanted = wanted.replace("typing.", "")
+        # Of a string where a tuple is wanted dacite hands us a generator's name instead of the value.
+        lost = wanted.startswith("tuple") and not isinstance(exc.value, tuple)
+        found = "a single value" if lost else reprlib.repr(exc.value)
+        raise error(f"{what}: {exc.field_path} should be {wanted}, is {found}") from None
     except dacite.DaciteError as exc:
         raise error(f"{what}: {exc}") from None
     except (TypeError, ValueError, RecursionError) as exc:
@@ -84,6 +94,25 @@ def from_json(
     )
 
 
+def from_canonical_json(
+    cls: type[T],
+    data: bytes,
+    *,
+    what: str,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    error: type[EdgekitError] = ConfigError,
+) -> T:
+    """`from_json` of what `to_json` wrote: any other spelling of the same value is refused."""
+    value = from_json(cls, data, what=what, max_bytes=max_bytes, error=error)
+    try:
+        canonical = to_json(value) == data
+    except ValueError:  # lone surrogates, infinite numbers: json reads them, to_json never writes them
+        canonical = False
+    if not canonical:
+        raise error(f"{what}: not in canonical form", "it was edited or damaged; fetch it again")
+    return value
+
+
 def from_toml(cls: type[T], path: Path, *, error: type[EdgekitError] = ConfigError) -> T:
     """Read a TOML file into the dataclass `cls`."""
     try:
@@ -93,6 +122,12 @@ def from_toml(cls: type[T], path: Path, *, error: type[EdgekitError] = ConfigErr
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise error(f"{path}: not valid TOML: {exc}") from None
     return from_plain(cls, plain, what=str(path), error=error)
+
+
+def _tuples(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _tuples(item) for key, item in plain.items()}
+    return tuple(_tuples(item) for item in plain) if isinstance(plain, list | tuple) else plain
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

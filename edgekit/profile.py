@@ -1,25 +1,34 @@
 """Device profiles: what a kind of device is, what it runs and what it may cost.
 
 A profile is data: `device-profiles/<name>.toml`, or a file path given instead of a name.
+docs/profiles.md describes every field; `device-profiles/schema.json` is the same for editors.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from edgekit import codec
 from edgekit.errors import ProfileError
+from edgekit.host import ISA_FEATURES, Host, unmet
+
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
 
 
 @dataclass(frozen=True)
 class Hardware:
     architecture: str
-    """As `uname -m` says: x86_64, aarch64, armv7l."""
+    """As `uname -m` says: x86_64, aarch64, armv7l; or any."""
     isa: tuple[str, ...]
-    """CPU features as /proc/cpuinfo names them: avx512_vnni, asimddp, neon ..."""
+    """CPU features as /proc/cpuinfo names them (`host.ISA_FEATURES`), all of them required; "a|b" is met by
+    either: "avx512_vnni|avx_vnni". Compare with `host.unmet`."""
     cores: int
     ram_mib: int
     storage_mib: int
@@ -34,11 +43,13 @@ class Target:
     """One engine the device can run; targets are listed in order of preference."""
 
     runtime: str
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     """Wanted precisions: fp32, fp16, int8 (static), int8-dynamic."""
     minimum: str = ""
+    """First engine version that may serve; the versions before it are known to be wrong or untested."""
     below: str = ""
-    activation: str = "s8"
+    """First engine version that may not; empty: no limit."""
+    activation: Literal["s8", "u8"] = "s8"
     """Signedness of int8 activations: u8 where VNNI makes u8*s8 exact and fast, s8 elsewhere."""
     reduce_range: bool = False
     """7-bit weights, for x86 without VNNI where u8*s8 saturates."""
@@ -65,7 +76,7 @@ class Budget:
 @dataclass(frozen=True)
 class CalibrationPolicy:
     samples: int = 200
-    method: str = "minmax"
+    method: Literal["minmax", "percentile", "entropy"] = "minmax"
 
 
 @dataclass(frozen=True)
@@ -109,25 +120,98 @@ def all_profiles() -> dict[str, Profile]:
             raise ProfileError(
                 f"{stem}.toml: its name is {profile.name!r}", "name the file after the profile"
             )
+    names = [name for profile in profiles.values() for name in (profile.name, *profile.aliases)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ProfileError(f"two profiles are called {name!r}", f"see {folder()}")
     return profiles
 
 
 def read(path: Path) -> Profile:
-    """A profile from a TOML file."""
-    return codec.from_toml(Profile, path, error=ProfileError)
+    """A profile from a TOML file. Raises ProfileError naming the file and the field."""
+    profile = codec.from_toml(Profile, path, error=ProfileError)
+    for problem, hint in _problems(profile):
+        raise ProfileError(f"{path}: {problem}", hint)
+    return profile
 
 
 def get(name: str) -> Profile:
-    """The profile with this name, alias or file path.
+    """The profile with this name, alias or file path. Raises ProfileError."""
+    return read(path_of(name))
+
+
+def path_of(name: str) -> Path:
+    """The file of the profile with this name or alias; a file path stands for itself.
 
     Raises ProfileError; the hint names the nearest profile.
     """
     if name.endswith(".toml") or "/" in name:
-        return read(Path(name))
-    profiles = all_profiles()
-    by_name = {alias: p for p in profiles.values() for alias in (p.name, *p.aliases)}
+        return Path(name)
+    by_name = {alias: p for p in all_profiles().values() for alias in (p.name, *p.aliases)}
     if name in by_name:
-        return by_name[name]
+        return folder() / f"{by_name[name].name}.toml"
     near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ProfileError(f"unknown profile {name!r}", f"{hint}`edgekit profile list` shows all")
+
+
+def detect(host: Host) -> Profile:
+    """The shipped profile that describes `host` best.
+
+    A profile that names boards needs one of its names in the board's model; the others are chosen by
+    instruction set, the most demanding first; generic-cpu fits all.
+    """
+    fitting = [p for p in all_profiles().values() if not unmet_by(p, host)]
+    named = [p for p in fitting if any(part in host.board for part in p.hardware.detect)]
+    by_isa = sorted(
+        (p for p in fitting if not p.hardware.detect),
+        key=lambda p: (p.hardware.architecture != "any", len(p.hardware.isa), "vnni" in str(p.hardware.isa)),
+    )
+    return named[0] if named else by_isa[-1]
+
+
+def unmet_by(profile: Profile, host: Host) -> list[str]:
+    """What `host` lacks of the profile's architecture and CPU features; empty when nothing."""
+    return unmet(profile.hardware.architecture, profile.hardware.isa, host.architecture, host.isa)
+
+
+def of_host(host: Host, base: Profile) -> Profile:
+    """A profile of exactly this machine, with the engines and budgets of `base`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", (host.board or host.cpu).lower()).strip("-") or "this-machine"
+    hardware = dataclasses.replace(
+        base.hardware,
+        architecture=host.architecture,
+        isa=host.isa,
+        cores=host.cores or base.hardware.cores,
+        ram_mib=host.ram_mib or base.hardware.ram_mib,
+        storage_mib=host.storage_mib or base.hardware.storage_mib,
+        cpu=host.cpu,
+        detect=(host.board,) if host.board else (),
+    )
+    description = f"{host.board or host.cpu or host.architecture}, detected; based on {base.name}"
+    return dataclasses.replace(base, name=slug, aliases=(), description=description, hardware=hardware)
+
+
+def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
+    """What the types cannot say, as (problem, hint)."""
+    names = [profile.name, *profile.aliases]
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", name) for name in names):
+        yield f"bad name {names}", "use lower-case letters, digits and dashes"
+    for feature in (name for item in profile.hardware.isa for name in item.split("|")):
+        if feature not in ISA_FEATURES:
+            near = difflib.get_close_matches(feature, ISA_FEATURES, n=1, cutoff=0.4)
+            yield f"hardware.isa: unknown feature {feature!r}", f"did you mean {near[0]!r}?" if near else ""
+    sizes = ("cores", "ram_mib", "storage_mib")
+    for name in sizes:
+        if getattr(profile.hardware, name) <= 0:
+            yield f"hardware.{name} must be positive", ""
+    if not profile.target:
+        yield "no [[target]]", "name at least one engine"
+    budget = dataclasses.asdict(profile.budget)
+    for name, value in budget.items():
+        if value < 0 or (name in ("accuracy_ratio", "min_coverage") and value > 1):
+            yield f"budget.{name} cannot be {value}", "a share lies between 0 and 1; 0 means no limit"
+    if profile.calibration.samples <= 0 or profile.verify.golden_samples <= 0:
+        yield "calibration.samples and verify.golden_samples must be positive", ""
+    if not 0 <= profile.verify.min_reference_agreement <= 1 or profile.verify.max_abs_difference < 0:
+        yield "verify: a tolerance is out of range", "the agreement is a share, the difference at least 0"

@@ -1,0 +1,64 @@
+"""One tiny model in every engine's own format. A new engine needs an entry here, nothing else.
+
+Inputs a (batch, 3) and b (batch, 3), FP32; outputs total = a + b (batch, 3) and score = a @ W (batch, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.runtimes import Array, reference
+
+WEIGHT = np.array([[1.0, -2.0], [0.5, 4.0], [-3.0, 0.25]], np.float32)
+INPUTS = ("a", "b")
+OUTPUTS = ("total", "score")
+
+
+def expected(a: Array, b: Array) -> dict[str, Array]:
+    return {"total": a + b, "score": a @ WEIGHT}
+
+
+def onnx_files(_: Path) -> dict[str, bytes]:
+    def value(name: str, width: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["total"]),
+        helper.make_node("MatMul", ["a", "w"], ["score"]),
+    ]
+    outputs = [value("total", 3), value("score", 2)]
+    weights = [numpy_helper.from_array(WEIGHT, "w")]
+    graph = helper.make_graph(nodes, "tiny", [value("a", 3), value("b", 3)], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return {"model.onnx": model.SerializeToString()}
+
+
+def openvino_files(folder: Path) -> dict[str, bytes]:
+    model = openvino.Core().read_model(onnx_files(folder)["model.onnx"])
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
+
+
+def reference_files(_: Path) -> dict[str, bytes]:
+    return reference.pack(
+        [reference.Tensor(name, "FP32", (-1, 3)) for name in INPUTS],
+        OUTPUTS,
+        {"w": WEIGHT},
+        [reference.Node("add", ("a", "b"), "total"), reference.Node("matmul", ("a", "w"), "score")],
+    )
+
+
+MODELS: dict[str, Callable[[Path], dict[str, bytes]]] = {
+    "onnxruntime": onnx_files,
+    "openvino": openvino_files,
+    "reference": reference_files,
+}
+
+LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+"""The package that an engine imports inside its methods; engines without one are not listed."""
