@@ -1,0 +1,88 @@
+"""The host side of an engine: the whole contract.
+
+A file `edgekit/backends/<name>.py` that ends with `BACKEND: Backend = Engine()` builds for the
+engine of that name. The heavy library is imported inside methods only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edgekit.bundle.model import TensorSpec
+from edgekit.errors import EngineMissing
+from edgekit.profile import CalibrationPolicy, Target
+
+Calibration = Mapping[str, NDArray[Any]]
+"""Engine inputs by name, (rows, ...), already preprocessed."""
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """The model as it comes in: cleaned ONNX, weights inside."""
+
+    onnx: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    file_sha256: str = ""
+    """Of the file that was read, before the clean-up."""
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.onnx).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one candidate. Equal recipes on equal inputs give equal bytes."""
+
+    engine: str
+    precision: str
+    options: dict[str, Value] = field(default_factory=dict)
+    """For the quantizer: activation, reduce_range, method ..."""
+    runtime_options: dict[str, Value] = field(default_factory=dict)
+    """For the engine on the device."""
+    needs_calibration: bool = False
+
+    @property
+    def name(self) -> str:
+        """Short and readable, e.g. "onnxruntime.int8-s8"."""
+        detail = [str(self.options[key]) for key in ("activation", "preset") if key in self.options]
+        detail += ["7bit"] if self.options.get("reduce_range") else []
+        detail += [str(self.options["method"])] if self.options.get("method", "minmax") != "minmax" else []
+        return "-".join([f"{self.engine}.{self.precision}", *detail])
+
+
+def versions(engine: str, packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions, without importing anything. Raises EngineMissing naming the absent package."""
+    try:
+        return {package: metadata.version(package) for package in packages}
+    except metadata.PackageNotFoundError as exc:
+        hint = "pip install 'edgekit-toolkit[build]'"
+        raise EngineMissing(f"cannot build for {engine}: {exc.name} is not installed", hint) from None
+
+
+class Backend(Protocol):
+    """Builds variants for one engine."""
+
+    runtime: str
+
+    def tools(self) -> dict[str, str]:
+        """Library names and versions that decide the bytes. Raises EngineMissing."""
+        ...
+
+    def recipes(self, precision: str, target: Target, policy: CalibrationPolicy) -> Iterable[Recipe]:
+        """The search space for one precision, best guess first; empty when the engine has no such thing."""
+        ...
+
+    def build(self, model: SourceModel, recipe: Recipe, calibration: Calibration) -> dict[str, bytes]:
+        """File name to bytes. Pure in its arguments. Raises EngineError with the library's words."""
+        ...

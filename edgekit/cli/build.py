@@ -1,0 +1,250 @@
+"""`edgekit build`: from a trained model to one signed, encrypted bundle for several kinds of device."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from edgekit import bundle, codec, profile
+from edgekit.build import report
+from edgekit.build.cache import Cache, default_folder
+from edgekit.build.data import Naming
+from edgekit.build.pipeline import Report, Request, build, plan_only
+from edgekit.build.progress import Lines, Live, Silent
+from edgekit.bundle.model import ReleaseInfo
+from edgekit.crypto.keyring import KeyRing
+from edgekit.crypto.keys import RecipientKey, SigningKey
+from edgekit.errors import InputError
+
+
+def register(subparsers: Any) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "build",
+        help="make a bundle from a trained model",
+        description="Try engines and precisions for each profile, measure every candidate through the engine "
+        "that will serve it, keep the best that passes the gates, sign and encrypt.",
+    )
+    parser.add_argument("model", type=Path, help="ONNX file")
+    parser.add_argument(
+        "--profile", action="append", required=True, metavar="NAME", help="device profile; repeat for more"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="bundle to write (.edgekit)"
+    )
+    what = parser.add_argument_group("data", "DATA is FILE.npz or FILE.npz[START:STOP]")
+    what.add_argument(
+        "--calibration", required=True, metavar="DATA", help="rows that int8 ranges are learnt from"
+    )
+    what.add_argument(
+        "--evaluate", required=True, metavar="DATA", help="rows with labels that accuracy is measured on"
+    )
+    what.add_argument(
+        "--labels", default="labels", metavar="ARRAY", help="array with the labels (default: labels)"
+    )
+    what.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="INPUT=ARRAY",
+        help="array of a model input, when the names differ",
+    )
+    what.add_argument(
+        "--affine",
+        action="append",
+        default=[],
+        metavar="[INPUT:]SCALE,OFFSET",
+        help="preprocessing real = (stored - OFFSET) * SCALE; travels with the bundle",
+    )
+    what.add_argument(
+        "--label-names",
+        default="",
+        metavar="A,B,..|FILE",
+        help="class names, comma-separated or one per line in a file",
+    )
+    how = parser.add_argument_group("search")
+    how.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        choices=("fp32", "fp16", "int8", "int8-dynamic"),
+        help="try only this one; repeat for more (default: the profile's)",
+    )
+    how.add_argument(
+        "--objective",
+        choices=("latency", "size"),
+        default="latency",
+        help="what the best candidate has least of",
+    )
+    how.add_argument(
+        "--no-gate",
+        action="store_true",
+        help="ship the best candidate even if gates fail; the certificate says so",
+    )
+    how.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="candidates built side by side"
+    )
+    how.add_argument("--dry-run", action="store_true", help="show what would be tried, write nothing")
+    release = parser.add_argument_group("release")
+    release.add_argument("--name", default="", help="release name (default: the bundle file's name)")
+    release.add_argument("--version", default="0.1.0", help="release version (default: 0.1.0)")
+    release.add_argument(
+        "--key", type=Path, metavar="PEM", help="signing key (default: the key ring's builder.pem)"
+    )
+    release.add_argument(
+        "--recipient",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PUB",
+        help="who may decrypt; repeat for more (default: the key ring's recipient.pub)",
+    )
+    release.add_argument("--no-encrypt", action="store_true", help="leave model and samples readable")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="cache folder (default: $EDGEKIT_CACHE or ~/.cache/edgekit)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="build and measure everything anew")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, then write the bundle. Everything is checked before the first candidate is made."""
+    request = _request(args)
+    if args.dry_run:
+        return _dry_run(request, as_json=args.json)
+    _check_output(args.output)
+    signer, recipients = _keys(args)
+    info = ReleaseInfo(args.name or args.output.stem, args.version, _created())
+    cache = Cache(None if args.no_cache else args.cache or default_folder())
+    silent = args.quiet or args.json
+    live = Live() if sys.stderr.isatty() and not silent else None
+    with live or nullcontext():
+        made = build(request, cache, live or (Silent() if silent else Lines(sys.stderr)))
+        digest = bundle.write(
+            args.output,
+            info,
+            made.variants,
+            signer=signer,
+            recipients=recipients,
+            encrypt=not args.no_encrypt,
+        )
+    _tell(args, made, digest)
+    return 0
+
+
+def _request(args: argparse.Namespace) -> Request:
+    profiles = tuple(profile.get(name) for name in args.profile)
+    names = [one.name for one in profiles]
+    if len(set(names)) != len(names):
+        raise InputError(f"a profile is named twice: {', '.join(names)}", "name each once")
+    if args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: at least 1")
+    pairs = dict(_pair(text) for text in args.input)
+    return Request(
+        model=args.model,
+        profiles=profiles,
+        calibration=args.calibration,
+        evaluate=args.evaluate,
+        naming=Naming(pairs, args.labels),
+        affine=tuple(args.affine),
+        label_names=_label_names(args.label_names),
+        precisions=tuple(args.precision),
+        objective=args.objective,
+        gate=not args.no_gate,
+        jobs=args.jobs,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    # A tensor name may hold "=" as little as an array name, but it may well hold ":".
+    name, equals, array = text.rpartition("=")
+    if not equals or not name or not array:
+        raise InputError(f"--input {text!r}: not INPUT=ARRAY")
+    return name, array
+
+
+def _label_names(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    if "," in text:
+        return tuple(name.strip() for name in text.split(","))
+    try:
+        return tuple(Path(text).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(
+            f"--label-names {text!r}: neither a list with commas nor a text file: {exc}"
+        ) from None
+
+
+def _check_output(path: Path) -> None:
+    """Minutes of work must not end in a bad path."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", "name a file, e.g. model.edgekit")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent}", "create it first")
+
+
+def _keys(args: argparse.Namespace) -> tuple[SigningKey, list[RecipientKey]]:
+    ring = KeyRing.at()
+    if (args.key is None or not (args.recipient or args.no_encrypt)) and ring.ensure():
+        sys.stderr.write(f"made signing and recipient keys in {ring.folder}; back them up\n")
+    signer = SigningKey.load(args.key) if args.key else ring.signing_key()
+    recipients = [RecipientKey.load(path) for path in args.recipient]
+    if not recipients and not args.no_encrypt:
+        recipients = [ring.recipient_key()]
+    return signer, recipients
+
+
+def _created() -> str:
+    """From SOURCE_DATE_EPOCH; without it empty, so that equal inputs give equal bytes."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not epoch.isdecimal():
+        return ""
+    return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+
+
+def _dry_run(request: Request, *, as_json: bool) -> int:
+    tried, notes = plan_only(request)
+    if as_json:
+        sys.stdout.buffer.write(
+            codec.to_json({"candidates": [c.name for c in tried], "notes": notes}) + b"\n"
+        )
+        return 0
+    sys.stdout.write("".join(f"{candidate.name}\n" for candidate in tried))
+    sys.stderr.write("".join(f"{note}\n" for note in notes))
+    return 0
+
+
+def _tell(args: argparse.Namespace, made: Report, digest: str) -> None:
+    size = args.output.stat().st_size
+    if args.json:
+        answer = {**report.plain(made), "bundle": str(args.output), "digest": digest, "size_bytes": size}
+        sys.stdout.buffer.write(codec.to_json(answer) + b"\n")
+        return
+    if args.quiet:
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(report.rich_table(made))
+    else:
+        sys.stdout.write(report.text_table(made))
+    for line in (*made.notes, *(f"warning: {text}" for text in _all_warnings(made))):
+        sys.stdout.write(line + "\n")
+    encrypted = "signed" if args.no_encrypt else "signed and encrypted"
+    sys.stdout.write(
+        f"{args.output}: {len(made.variants)} variants, {size / 1000:.1f} kB, {encrypted}, {digest}\n"
+        f"built in {made.seconds:.1f} s ({made.cache_hits} results from the cache)\n"
+    )
+
+
+def _all_warnings(made: Report) -> list[str]:
+    found = [f"{v.config.variant}: {text}" for v in made.variants for text in v.certificate.warnings]
+    skipped = [v.config.variant for v in made.variants if v.certificate.gate_skipped]
+    return [*found, *(f"{name}: ships although it failed a gate (--no-gate)" for name in skipped)]
