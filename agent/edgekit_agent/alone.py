@@ -1,0 +1,82 @@
+"""`edgekit-agent serve`: one bundle on one machine, without a fleet. Nothing is written to the disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgekit import bundle
+from edgekit.bundle import Bundle
+from edgekit.crypto.keys import SealingKey, VerifyKey
+from edgekit.errors import EngineError, InputError
+from edgekit_agent import device
+from edgekit_agent.config import DeviceSection, ServeSection
+from edgekit_agent.prepare import Prepared, fitting, into_memory
+from edgekit_agent.supervisor import LOAD_S, Supervisor, probe
+
+log = logging.getLogger("edgekit.agent")
+
+PROBE_S = 120.0
+
+
+def serve(
+    path: Path,
+    *,
+    key: Path | None,
+    trust: Sequence[Path],
+    profile: str,
+    emulated: bool,
+    section: ServeSection,
+    until: Callable[[], None],
+) -> None:
+    """Serve until `until` returns. Prints one JSON line with the endpoint once requests are answered.
+
+    Raises BundleError, InputError, EngineError, SystemFault (busy port) before anything is served.
+    """
+    here = device.describe(DeviceSection("standalone", profile, emulated))
+    opened = bundle.open(path, [VerifyKey.load(one) for one in trust])
+    content_key = _content_key(opened, key)
+    supervisor = Supervisor(section)
+    supervisor.bind()
+    try:
+        release = _first_that_fits(opened, here, content_key)
+        supervisor.start(wait_for_load=True)
+        supervisor.swap(release, LOAD_S)
+        ready = {
+            "release": release.release,
+            "variant": release.variant,
+            "endpoint": supervisor.endpoint.split()[0],
+            "unix": section.unix,
+        }
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+        until()
+    finally:
+        supervisor.stop()
+
+
+def _content_key(opened: Bundle, key: Path | None) -> bytes | None:
+    if not opened.encrypted:
+        return None
+    if key is None:
+        raise InputError("the bundle is encrypted", "give a recipient's private key with --key recipient.pem")
+    return opened.content_key(SealingKey.load(key))
+
+
+def _first_that_fits(opened: Bundle, here: device.Device, content_key: bytes | None) -> Prepared:
+    """The first variant whose answers are the certified ones here. Raises the first one's EngineError."""
+    first: EngineError | None = None
+    for entry in fitting(opened, here):
+        prepared = into_memory(opened, entry, content_key)
+        try:
+            probe(prepared, PROBE_S, lambda: None)
+        except EngineError as exc:
+            prepared.close()
+            first = first or exc
+            log.warning("%s does not fit this device: %s", entry.config.variant, exc)
+            continue
+        return prepared
+    raise first or EngineError("no variant could be probed")

@@ -1,0 +1,136 @@
+"""The agent's configuration file, agent.toml, as frozen dataclasses. Paths are relative to the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekit import codec, wire
+from edgekit.errors import ConfigError
+from edgekit_agent.serve.limits import Limits
+
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True)
+class DeviceSection:
+    id: str
+    profile: str
+    """Name of a device profile, or "auto" (the profile that fits this machine best)."""
+    emulated: bool = False
+    """This machine stands for the profile's hardware: hardware checks are skipped, and it says so."""
+    tenant: str = wire.TENANT
+
+
+@dataclass(frozen=True)
+class StateSection:
+    dir: str = "."
+
+
+@dataclass(frozen=True)
+class ServeSection:
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0: any free port; it is reported as the endpoint."""
+    unix: str = ""
+    """Path of a Unix socket; empty: none."""
+    restart_limit: int = 3
+    """Crashes of the serving process during a watch that make the device roll back."""
+    hang_s: float = 20.0
+    """Serving that answers no ping for this long is restarted."""
+
+
+@dataclass(frozen=True)
+class TelemetrySection:
+    interval_s: float = 10.0
+    max_windows: int = 500
+    """Windows kept while offline; beyond that the oldest are merged."""
+
+
+@dataclass(frozen=True)
+class FleetSection:
+    broker_host: str
+    broker_port: int
+    device_url: str
+    """https://HOST:PORT of the fleet's device endpoint."""
+    ca: str = "ca.pem"
+    cert: str = "device.pem"
+    key: str = "device.key"
+    sealing_key: str = "sealing.key"
+    assignment_key: str = "assignment.pub"
+    builder_keys: tuple[str, ...] = ("builder.pub",)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    device: DeviceSection
+    state: StateSection = field(default_factory=StateSection)
+    serve: ServeSection = field(default_factory=ServeSection)
+    limits: Limits = field(default_factory=Limits)
+    """What one client, and all together, may ask of serving; see serve/limits.py."""
+    telemetry: TelemetrySection = field(default_factory=TelemetrySection)
+    fleet: FleetSection | None = None
+
+
+def load(path: Path) -> AgentConfig:
+    """Read agent.toml and make its paths absolute. Raises ConfigError naming file and field."""
+    config = codec.from_toml(AgentConfig, path)
+    for problem in _problems(config):
+        raise ConfigError(f"{path}: {problem}", "see docs/agent.md")
+    return absolute(config, path.resolve().parent)
+
+
+def absolute(config: AgentConfig, base: Path) -> AgentConfig:
+    """Every path of the configuration, relative ones resolved against `base`."""
+    fleet = config.fleet
+    if fleet is not None:
+        fleet = dataclasses.replace(
+            fleet,
+            ca=str(base / fleet.ca),
+            cert=str(base / fleet.cert),
+            key=str(base / fleet.key),
+            sealing_key=str(base / fleet.sealing_key),
+            assignment_key=str(base / fleet.assignment_key),
+            builder_keys=tuple(str(base / key) for key in fleet.builder_keys),
+        )
+    serve = config.serve
+    if serve.unix:
+        serve = dataclasses.replace(serve, unix=str(base / serve.unix))
+    return dataclasses.replace(
+        config, fleet=fleet, serve=serve, state=StateSection(str(base / config.state.dir))
+    )
+
+
+def to_toml(config: AgentConfig) -> str:
+    """The configuration as TOML text that `load` reads back."""
+    plain = codec.to_plain(config)
+    parts = []
+    for section, values in plain.items():
+        lines = [f"{key} = {_value(value)}" for key, value in values.items()]
+        parts.append("\n".join([f"[{section}]", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _value(value: object) -> str:
+    # JSON's strings, numbers, booleans and flat lists are TOML's too; TOML alone forbids a bare DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _problems(config: AgentConfig) -> list[str]:
+    serve, telemetry = config.serve, config.telemetry
+    checks = [
+        (0 <= serve.port <= 65535, f"serve.port {serve.port} is not a port"),
+        (serve.restart_limit >= 1, "serve.restart_limit must be at least 1"),
+        (serve.hang_s > 0, "serve.hang_s must be positive"),
+        (telemetry.interval_s > 0, "telemetry.interval_s must be positive"),
+        (telemetry.max_windows >= 2, "telemetry.max_windows must be at least 2"),
+        (bool(config.device.id), "device.id is empty"),
+    ]
+    if config.fleet is not None:
+        port, url = config.fleet.broker_port, config.fleet.device_url
+        checks.append((0 < port <= 65535, f"fleet.broker_port {port} is not a port"))
+        checks.append((url.startswith("https://"), "fleet.device_url must be an https address"))
+        checks.append((bool(config.fleet.builder_keys), "fleet.builder_keys is empty"))
+    return [problem for fine, problem in checks if not fine]

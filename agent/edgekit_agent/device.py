@@ -1,0 +1,53 @@
+"""What this device is: profile, processor, installed engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit import host, profile, runtimes
+from edgekit.errors import EngineMissing, ProfileError
+from edgekit_agent.config import DeviceSection
+
+
+@dataclass(frozen=True)
+class Device:
+    id: str
+    tenant: str
+    profile: str
+    emulated: bool
+    architecture: str
+    isa: tuple[str, ...]
+    engines: dict[str, str]
+    """Engine name to installed version."""
+
+
+def describe(section: DeviceSection) -> Device:
+    """This device. Raises ProfileError: unknown profile, or hardware that is not the profile's."""
+    machine = host.read()
+    known = profile.detect(machine) if section.profile == "auto" else profile.get(section.profile)
+    lacking = profile.unmet_by(known, machine)
+    if lacking and not section.emulated:
+        raise ProfileError(
+            f"this machine is not a {known.name}: {', '.join(lacking)}",
+            "choose another profile, or --emulated to let this machine stand for it",
+        )
+    return Device(
+        id=section.id,
+        tenant=section.tenant,
+        profile=known.name,
+        emulated=section.emulated,
+        architecture=machine.architecture,
+        isa=machine.isa,
+        engines=engines(),
+    )
+
+
+def engines() -> dict[str, str]:
+    """Installed engines and their versions."""
+    found = {}
+    for name in runtimes.names():
+        try:
+            found[name] = runtimes.get(name).version()
+        except EngineMissing:
+            continue
+    return found

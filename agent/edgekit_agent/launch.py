@@ -1,0 +1,140 @@
+"""The supervisor's way to start the serving process and probes. Imports neither NumPy nor asyncio."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgekit.errors import EdgekitError, SystemFault
+from edgekit_agent.ipc import Channel, Client, Closed
+from edgekit_agent.messages import Drain, Drained, Load, Loaded, Ping, Pong, Shutdown, Stats, StatsRequest
+from edgekit_agent.serve.limits import Limits
+
+# A child dies with the thread that forked it (PR_SET_PDEATHSIG), hence one forking thread that stays.
+_FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running serving process. Every call raises ipc.Closed when it is gone."""
+
+    process: subprocess.Popen[bytes]
+    client: Client
+
+    def load(self, load: Load, fds: Sequence[int], *, timeout_s: float) -> Loaded:
+        """Serve a release (its `id` from `client.next_id()`); the caller keeps and closes `fds`."""
+        return self.client.call(load, Loaded, fds, timeout_s=timeout_s)
+
+    def stats(self, *, timeout_s: float = 5.0) -> Stats:
+        return self.client.call(StatsRequest(self.client.next_id()), Stats, timeout_s=timeout_s)
+
+    def ping(self, *, timeout_s: float) -> Pong:
+        return self.client.call(Ping(self.client.next_id()), Pong, timeout_s=timeout_s)
+
+    def stop(self, *, drain_s: float = 5.0) -> None:
+        """Finish what is begun, then end; killed when it does not. The listening sockets stay open."""
+        try:
+            drain = Drain(self.client.next_id(), drain_s)
+            self.client.call(drain, Drained, timeout_s=drain_s + 2)
+            self.client.tell(Shutdown(self.client.next_id()))
+            self.process.wait(2)
+        except (EdgekitError, subprocess.TimeoutExpired):
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """kill -9, reap, hang up."""
+        self.process.kill()
+        self.process.wait()
+        self.client.close()
+
+
+def start(
+    listeners: Sequence[socket.socket], limits: Limits, *, restarts: int = 0, wait_for_load: bool = False
+) -> Serving:
+    """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
+
+    With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
+    get 503 until then. `restarts` is shown as edgekit_serving_restarts_total. Raises SystemFault.
+    """
+    arguments = ["--limits", limits.to_argument(), "--restarts", str(restarts)]
+    arguments += ["--wait-for-load"] if wait_for_load else []
+    for listener in listeners:
+        arguments += ["--listen-fd", str(listener.fileno())]
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = _spawn("edgekit_agent.worker", arguments, [*listeners, theirs], theirs)
+        except BaseException:
+            ours.close()
+            raise
+    return Serving(process, Client(ours))
+
+
+def probe(load: Load, fds: Sequence[int], *, timeout_s: float, memory_mib: int = 0) -> Loaded:
+    """Load and golden-check a variant in a child process that may crash, hang or eat memory.
+
+    Never raises for what the candidate does: that is an answer that is not ok. `memory_mib` bounds the
+    child's private memory (0: no bound). Raises SystemFault when no child can be started.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            arguments = ["--memory-mib", str(memory_mib)]
+            process = _spawn("edgekit_agent.probe", arguments, [theirs], theirs)
+        ours.settimeout(timeout_s)
+        channel = Channel(ours)
+        try:
+            channel.send(load, fds)
+            answer, _ = channel.receive()
+            if not isinstance(answer, Loaded):
+                raise SystemFault(f"answered {type(answer).__name__}")
+            return answer
+        except TimeoutError:
+            return Loaded(load.id, False, "EngineError", f"the probe did not finish within {timeout_s:g} s")
+        except Closed:
+            return Loaded(load.id, False, "EngineError", f"the probe {_ending(process)}")
+        except EdgekitError as exc:
+            return Loaded(load.id, False, type(exc).__name__, f"the probe: {exc.message}", exc.hint)
+        finally:
+            process.kill()
+            process.wait()
+            channel.close()
+
+
+def _spawn(
+    module: str, arguments: list[str], passed: Sequence[socket.socket], control: socket.socket
+) -> subprocess.Popen[bytes]:
+    # -P: the current folder is no place to import code from.
+    command = [sys.executable, "-P", "-m", module, "--parent", str(os.getpid())]
+    command += ["--control-fd", str(control.fileno()), *arguments]
+    try:
+        return _FORKER.submit(
+            subprocess.Popen,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[item.fileno() for item in passed],
+            process_group=0,
+        ).result()
+    except OSError as exc:
+        raise SystemFault(f"cannot start {module}: {exc.strerror}") from None
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    try:
+        status = process.wait(5)
+    except subprocess.TimeoutExpired:
+        return "closed its socket"
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

@@ -1,0 +1,101 @@
+"""The listening sockets. The supervisor owns them, so connections wait while serving is started again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.errors import InputError, SystemFault
+from edgekit_agent.config import ServeSection
+
+BACKLOG = 512
+MAX_UNIX_PATH = 107
+
+
+@dataclass(frozen=True)
+class Listeners:
+    sockets: tuple[socket.socket, ...]
+    endpoint: str
+    """For people: http://HOST:PORT, and the Unix socket's path."""
+    unix: Path | None
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+        if self.unix is not None:
+            with suppress(OSError):
+                self.unix.unlink()
+
+
+def bind(serve: ServeSection) -> Listeners:
+    """Bind TCP and, when named, the Unix socket. Raises SystemFault: busy or not allowed."""
+    tcp = _tcp(serve.host, serve.port)
+    host, port = tcp.getsockname()[:2]
+    endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if not serve.unix:
+        return Listeners((tcp,), endpoint, None)
+    path = Path(serve.unix)
+    try:
+        local = _unix(path)
+    except BaseException:
+        tcp.close()
+        raise
+    return Listeners((tcp, local), f"{endpoint} unix:{path}", path)
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror:
+        raise InputError(f"cannot listen on {host!r}: unknown address", "try 127.0.0.1") from None
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        hint = "stop what uses it, or choose another port" if exc.errno == errno.EADDRINUSE else ""
+        raise SystemFault(f"cannot listen on {host}:{port}: {exc.strerror}", hint) from None
+    return sock
+
+
+def _unix(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > MAX_UNIX_PATH:
+        raise InputError(f"{path}: longer than a Unix socket's path may be", "choose a shorter path")
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o117)  # 0660 from its first moment; nothing else runs yet
+    try:
+        sock.bind(str(path))
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise SystemFault(f"cannot listen on {path}: {exc.strerror}", "does its folder exist?") from None
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """A socket that nobody listens on is left over from a crash; anything else is not ours to remove."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SystemFault(f"{path} exists and is not a socket", "choose another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            pass
+    raise SystemFault(f"{path} is in use", "stop what listens there, or choose another path")

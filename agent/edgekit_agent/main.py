@@ -1,0 +1,188 @@
+"""The command `edgekit-agent`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgekit.errors import EdgekitError, InputError
+from edgekit_agent import config
+from edgekit_agent.config import ServeSection
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; every deliberate error becomes one line and a hint, exit code 2."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    command: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return command(args)
+    except EdgekitError as exc:
+        sys.stderr.write(f"error: {exc.message}\n")
+        if exc.hint:
+            sys.stderr.write(f"  hint: {exc.hint}\n")
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="edgekit-agent", description="Serves models on a device: from a fleet, or one bundle alone."
+    )
+    root.add_argument("--config", type=Path, metavar="FILE", help="run under a fleet with this agent.toml")
+    root.add_argument("--verbose", action="store_true", help="log more")
+    root.set_defaults(run=_run)
+    commands = root.add_subparsers(metavar="COMMAND")
+    _serve_command(commands.add_parser("serve", help="serve one bundle, without a fleet"))
+    _enroll_command(commands.add_parser("enroll", help="join a fleet: make keys, get a certificate"))
+    status = commands.add_parser("status", help="what the journal says, as JSON")
+    status.add_argument("--state", type=Path, required=True, metavar="DIR", help="state folder")
+    status.set_defaults(run=_status)
+    return root
+
+
+def _serve_command(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgekit file")
+    command.add_argument(
+        "--key", type=Path, metavar="FILE", help="private key of a recipient (recipient.pem)"
+    )
+    command.add_argument(
+        "--trust", type=Path, action="append", required=True, metavar="FILE",
+        help="public key of a builder that is trusted (builder.pub); may be repeated",
+    )  # fmt: skip
+    command.add_argument("--profile", default="auto", help="device profile (default: auto)")
+    _emulated_option(command)
+    _listen_options(command)
+    command.set_defaults(run=_serve)
+
+
+def _enroll_command(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--token", required=True, help="what `edgekit fleet enroll` printed; - reads it from stdin"
+    )
+    command.add_argument("--fleet", metavar="URL", help="address of the fleet, when not the token's")
+    command.add_argument("--state", type=Path, required=True, metavar="DIR", help="state folder to make")
+    command.add_argument("--profile", default="auto", help="device profile (default: auto)")
+    command.add_argument(
+        "--device", default="", metavar="NAME", help="device id, when the token leaves it open"
+    )
+    command.add_argument(
+        "--telemetry-s", type=float, default=10.0, metavar="S", help="seconds per telemetry window"
+    )
+    _emulated_option(command)
+    _listen_options(command)
+    command.set_defaults(run=_enroll)
+
+
+def _emulated_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--emulated", action="store_true",
+        help="let this machine stand for the profile's hardware: hardware checks are skipped",
+    )  # fmt: skip
+
+
+def _listen_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    command.add_argument("--port", type=int, default=config.DEFAULT_PORT, help="TCP port; 0: any free one")
+    command.add_argument("--unix", type=Path, metavar="PATH", help="listen on this Unix socket too")
+
+
+def _serve_section(args: argparse.Namespace) -> ServeSection:
+    unix = str(args.unix.absolute()) if args.unix else ""
+    if not 0 <= args.port <= 65535:
+        raise InputError(f"--port {args.port}: not a port", "0 to 65535")
+    return ServeSection(host=args.host, port=args.port, unix=unix)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.config is None:
+        raise InputError("nothing to do", "give --config FILE, or a command; see --help")
+    # Each command imports what it needs: `enroll` has no use for an engine, nor `serve` for MQTT.
+    from edgekit_agent.agent import Agent
+
+    agent = Agent(config.load(args.config))
+    stop = _signals()
+    try:
+        agent.start()
+        stop()
+    finally:
+        agent.stop()
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from edgekit_agent.alone import serve
+
+    stop = _signals()
+    serve(
+        args.bundle,
+        key=args.key,
+        trust=args.trust,
+        profile=args.profile,
+        emulated=args.emulated,
+        section=_serve_section(args),
+        until=stop,
+    )
+    return 0
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from edgekit_agent import enroll
+
+    text = sys.stdin.readline() if args.token == "-" else args.token  # noqa: S105 - not a password
+    token = enroll.parse_token(text, args.fleet)
+    made = enroll.enroll(
+        token,
+        args.state.absolute(),
+        device=args.device,
+        profile_name=args.profile,
+        emulated=args.emulated,
+        serve=_serve_section(args),
+        telemetry=config.TelemetrySection(interval_s=args.telemetry_s),
+    )
+    sys.stdout.write(json.dumps({"config": str(made), "device": config.load(made).device.id}) + "\n")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from edgekit_agent.status import status
+
+    sys.stdout.write(json.dumps(status(args.state), indent=2) + "\n")
+    return 0
+
+
+def _signals() -> Callable[[], None]:
+    """Catch SIGTERM and SIGINT from now on; the result waits for one of them."""
+    wanted = {signal.SIGTERM, signal.SIGINT}
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise SystemExit(0)
+
+    # Until the wait begins a signal ends the start-up, through every `finally`.
+    for one in wanted:
+        signal.signal(one, interrupt)
+
+    def wait() -> None:
+        try:
+            while True:
+                signal.pause()
+        except SystemExit:
+            for one in wanted:
+                signal.signal(one, signal.SIG_IGN)
+
+    return wait
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What supervisor and serving process say to each other over their socket pair (see ipc.py).
+
+Every question has an `id` of the asker's choice; its answer carries the same. File descriptors travel
+beside a message in the order in which the message names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from edgekit.bundle.model import GoldenSpec, VariantConfig
+from edgekit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Load:
+    """Serve this variant. Carries one sealed memfd per name, `files` first, then `golden_files`."""
+
+    id: int
+    name: str
+    """The release's name: the model's name for clients."""
+    version: str
+    config: VariantConfig
+    golden: GoldenSpec
+    files: tuple[str, ...]
+    golden_files: tuple[str, ...]
+    replace: bool = False
+    """Close the old release before the new one is loaded: for devices whose memory cannot hold both.
+    Until it is loaded requests get 503, and after a failure nothing is served."""
+
+    @property
+    def release(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Answer to Load. When not `ok`, what was served before is still served (unless `replace`)."""
+
+    id: int
+    ok: bool
+    code: str = ""
+    """Error class name, e.g. "GoldenError"; empty when ok."""
+    message: str = ""
+    hint: str = ""
+    samples: int = 0
+    """Golden samples that were repeated."""
+    max_abs_difference: float = 0.0
+    """-1: infinite (JSON has no infinity)."""
+    reference_agreement: float = 0.0
+    run_ms: float = 0.0
+    """Median time of one golden sample on this device."""
+    load_ms: float = 0.0
+    """Load, warm-up and golden check together."""
+    rss_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Serve nothing: requests get 503."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    id: int
+
+
+@dataclass(frozen=True)
+class StatsRequest:
+    id: int
+
+
+@dataclass(frozen=True)
+class ReleaseStats:
+    """Counters since this serving process started, of one release ("" while nothing was served)."""
+
+    release: str
+    requests: int
+    """Inference requests answered, with whatever status."""
+    errors: int
+    """Of those, answered 5xx: engine failures, overload, nothing loaded."""
+    rejected: int
+    """Of those, answered 4xx: the client's mistake."""
+    inferences: int
+    """Samples inferred."""
+    latency_buckets: tuple[int, ...]
+    """Successful requests per bucket of wire.LATENCY_BOUNDS_MS; the last is everything above."""
+    latency_sum_ms: float
+    classes: dict[str, int]
+    """How often each label was the answer (argmax of the first output)."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    id: int
+    serving: str
+    """Release that answers now, "name:version"; empty when none."""
+    rss_mib: float
+    in_flight: int
+    """Inference requests that are queued or running."""
+    connections: int
+    uptime_s: float
+    releases: tuple[ReleaseStats, ...]
+    """The current one and a few before it."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    id: int
+
+
+@dataclass(frozen=True)
+class Pong:
+    """The event loop turns; `oldest_run_s` tells whether the engine does too."""
+
+    id: int
+    in_flight: int
+    oldest_run_s: float
+    """Age of the longest running inference; 0 when none runs."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Take no new connection, answer what is begun, then answer with Drained."""
+
+    id: int
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Drained:
+    id: int
+    clean: bool
+    """False: some request was still running after `timeout_s`."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Exit with status 0 at once; there is no answer but the closed socket."""
+
+    id: int
+
+
+Message: TypeAlias = (
+    Load | Loaded | Unload | Unloaded | StatsRequest | Stats | Ping | Pong | Drain | Drained | Shutdown
+)
+
+TYPES: dict[str, type[Message]] = {
+    cls.__name__: cls
+    for cls in (Load, Loaded, Unload, Unloaded, StatsRequest, Stats, Ping, Pong, Drain, Drained, Shutdown)
+}
+
+
+def descriptors(message: Message) -> int:
+    """How many file descriptors travel with `message`."""
+    return len(message.files) + len(message.golden_files) if isinstance(message, Load) else 0
+
+
+def type_of(name: object) -> type[Message]:
+    """The message class called `name`. Raises ConfigError."""
+    try:
+        return TYPES[str(name)]
+    except KeyError:
+        raise ConfigError(f"control message: unknown type {name!r}") from None

@@ -1,0 +1,127 @@
+"""From a bundle on disk to a variant in sealed memory, ready to be handed to the serving process."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit import bundle
+from edgekit.bundle import Bundle, VariantEntry
+from edgekit.crypto import sealing
+from edgekit.crypto.keys import SealingKey, VerifyKey
+from edgekit.errors import DecryptError, DigestError, FormatError, InputError
+from edgekit.wire import Assignment
+from edgekit_agent import memfd
+from edgekit_agent.device import Device
+from edgekit_agent.messages import Load
+
+MAX_VARIANTS = 3
+"""Variants that are tried when the first one answers wrongly on this device."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What this device trusts and what it can open."""
+
+    builders: tuple[VerifyKey, ...]
+    sealing: SealingKey
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A variant's plaintext in sealed memory. `close` gives it back."""
+
+    name: str
+    version: str
+    entry: VariantEntry
+    files: dict[str, int]
+    """File name to memfd."""
+    golden_files: dict[str, int]
+
+    @property
+    def release(self) -> str:
+        return f"{self.name}:{self.version}"
+
+    @property
+    def variant(self) -> str:
+        return self.entry.config.variant
+
+    def message(self, number: int, *, replace: bool = False) -> tuple[Load, list[int]]:
+        """The order to serve it, and the descriptors that travel with it."""
+        load = Load(
+            id=number,
+            name=self.name,
+            version=self.version,
+            config=self.entry.config,
+            golden=self.entry.golden,
+            files=tuple(self.files),
+            golden_files=tuple(self.golden_files),
+            replace=replace,
+        )
+        return load, [*self.files.values(), *self.golden_files.values()]
+
+    def close(self) -> None:
+        memfd.close_all([*self.files.values(), *self.golden_files.values()])
+        self.files.clear()
+        self.golden_files.clear()
+
+
+def open_assigned(path: Path, assignment: Assignment, trusted: Sequence[VerifyKey]) -> Bundle:
+    """Verify a downloaded bundle and that it is the assigned one.
+
+    Raises FormatError or DigestError (damaged), SignatureError (not by a trusted builder).
+    """
+    opened = bundle.open(path, trusted)
+    found = f"{opened.info.name}:{opened.info.version}"
+    if opened.digest != assignment.bundle_digest:
+        raise DigestError(f"got bundle {opened.digest}, {assignment.bundle_digest} was assigned")
+    if found != assignment.release:
+        raise InputError(f"the bundle holds {found}, {assignment.release} was assigned", "assign it again")
+    return opened
+
+
+def fitting(opened: Bundle, device: Device) -> list[VariantEntry]:
+    """Variants for this device, best first; all for the same profile. Raises BundleError when none fits."""
+    found = bundle.select(
+        opened.variants, device.profile, device.architecture, device.isa, device.engines, device.emulated
+    )
+    return [entry for entry in found if entry.config.profile == found[0].config.profile][:MAX_VARIANTS]
+
+
+def assigned_key(assignment: Assignment, key: SealingKey) -> bytes | None:
+    """The content key that the fleet sealed to this device; None for a bundle that is not encrypted.
+
+    Raises DecryptError when it was sealed to another device or for another bundle.
+    """
+    if not assignment.sealed_key:
+        return None
+    try:
+        sealed = base64.b64decode(assignment.sealed_key, validate=True)
+    except (binascii.Error, ValueError):
+        raise DecryptError("the assignment's sealed key is not base64", "assign the release again") from None
+    info = sealing.assignment_info(assignment.tenant, assignment.device, assignment.bundle_digest)
+    return sealing.unseal(sealed, key, info)
+
+
+def into_memory(opened: Bundle, entry: VariantEntry, content_key: bytes | None) -> Prepared:
+    """Decrypt one variant. Raises DecryptError, DigestError, SystemFault (no memory)."""
+    if opened.encrypted and content_key is None:
+        raise DecryptError("the bundle is encrypted and no content key came", "assign the release again")
+    files = memfd.create_all(opened.read(entry, content_key))
+    try:
+        golden = memfd.create_all(opened.read_golden(entry, content_key))
+    except BaseException:
+        memfd.close_all(list(files.values()))
+        raise
+    return Prepared(opened.info.name, opened.info.version, entry, files, golden)
+
+
+def variant_named(opened: Bundle, name: str) -> VariantEntry:
+    """Raises FormatError when the bundle has no such variant."""
+    for entry in opened.variants:
+        if entry.config.variant == name:
+            return entry
+    raise FormatError(f"the bundle has no variant {name!r}")

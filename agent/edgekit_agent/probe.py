@@ -1,0 +1,50 @@
+"""`python -m edgekit_agent.probe`: load and golden-check one candidate, answer, end.
+
+Reads one Load from the control socket, answers with one Loaded. Whatever else happens (a crash, a hang,
+no memory) happens here and not where requests are served; see launch.probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+
+from edgekit.errors import EdgekitError
+from edgekit_agent import process
+from edgekit_agent.ipc import Channel, Closed
+from edgekit_agent.messages import Load
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edgekit_agent.probe")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--memory-mib", type=int, default=0)
+    options = parser.parse_args(arguments)
+    process.harden(options.parent)
+    process.first_to_die()
+    if options.memory_mib:
+        process.limit_memory(options.memory_mib)
+    channel = Channel(socket.socket(fileno=options.control_fd))
+    try:
+        request, fds = channel.receive()
+    except Closed:
+        return 1
+    if not isinstance(request, Load):
+        return 1
+    from edgekit_agent.serve import engine  # NumPy comes in here, under the memory limit
+
+    try:
+        answer = engine.success(request, engine.load(request, fds))
+    except EdgekitError as exc:
+        answer = engine.failure(request, exc)
+    channel.send(answer)
+    return 0 if answer.ok else 3
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # an engine's threads and destructors are no longer our concern

@@ -1,0 +1,284 @@
+"""One HTTP/1.1 connection: parse, keep order, answer, and let nobody hold it for ever.
+
+Requests are answered one at a time in the order in which they came (pipelining). While answers are
+outstanding or the client does not read, the connection stops reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from edgekit_agent.serve.message import Request, Response, error
+from edgekit_agent.serve.sink import BadRequest, RequestParser
+
+if TYPE_CHECKING:
+    from edgekit_agent.serve.server import Server
+
+MAX_PIPELINED = 256
+_PAUSE_AT = 8
+_MAX_HEADERS = 100
+_SPLIT_BYTES = 64 * 1024
+_LINGER_S = 2.0
+_UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
+
+
+class Connection(asyncio.Protocol):
+    """See module. Also the `Sink` of its parser."""
+
+    def __init__(self, server: Server, parser: Callable[[Connection], RequestParser]) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._parser = parser(self)
+        self._waiting: deque[Request | Response] = deque()
+        self._current: Request | None = None  # being answered
+        self._pumping = False
+        self._paused = False
+        self._deaf = False  # no further request is taken; what comes is thrown away
+        self._failed = False  # ... because the client broke a rule
+        self._closing = False  # the last answer is written
+        self._begun: float | None = None  # when the first byte of an incomplete request came
+        self._quiet: float = server.now()  # when the connection was last of use
+        self._blocked: float | None = None  # since when the client does not read
+        self._reset()
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
+        self._head_done = False
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._owes_continue = False
+        self._upgrading = False
+
+    # --- the server's clock
+
+    def check_time(self, now: float) -> None:
+        """Called now and then: close a connection that is used up, slow or stuck."""
+        limits, transport = self._server.limits, self._transport
+        if transport is None:
+            return
+        if self._closing:
+            if now - self._quiet > (_LINGER_S if self._blocked is None else limits.write_timeout_s):
+                transport.abort()
+        elif self._blocked is not None:
+            if now - self._blocked > limits.write_timeout_s:
+                transport.abort()
+        elif self._begun is not None and not self._paused:
+            if now - self._begun > limits.read_timeout_s:
+                self._fail(408, f"the request took longer than {limits.read_timeout_s:g} s to arrive")
+        elif self.idle and now - self._quiet > limits.idle_timeout_s:
+            transport.close()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is asked that is not answered."""
+        return self._current is None and not self._waiting and self._begun is None
+
+    def close_if_idle(self) -> None:
+        if self.idle and self._transport is not None:
+            self._transport.close()
+
+    # --- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._server.opened(self):
+            self._fail(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._transport = None
+        self._deaf = True
+        self._waiting.clear()
+        self._server.closed(self)
+        del self._parser  # it and we refer to each other
+
+    def eof_received(self) -> bool:
+        """The client sends no more. Answer what it has asked, then close."""
+        self._deaf, self._begun = True, None
+        return self._current is not None or bool(self._waiting)
+
+    def pause_writing(self) -> None:
+        self._blocked = self._server.now()
+
+    def resume_writing(self) -> None:
+        self._blocked = None
+        self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._begun is None:
+            self._begun = self._server.now()
+        if not self._head_done:
+            self._header_bytes += len(data)  # counted again, exactly, when the header is complete
+        try:
+            self._parser.feed(data)
+        except BadRequest as exc:
+            self._fail(exc.status, f"bad request: {exc}")
+            return
+        if not self._head_done and self._header_bytes > self._server.limits.max_header_bytes:
+            self._fail(431, "the request's header is too large")
+        self._pump()
+        self._throttle()
+
+    # --- parser
+
+    def on_message_begin(self) -> None:
+        if not self._deaf:
+            self._reset()
+            self._begun = self._server.now()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) < _MAX_HEADERS:
+            self._headers[name.lower()] = value
+        elif not self._deaf:
+            self._fail(431, f"more than {_MAX_HEADERS} header fields")
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        if self._deaf:
+            return
+        if self._parser.upgrade() and self._parser.method() != b"CONNECT":
+            self._upgrading = True
+            return
+        limits, headers = self._server.limits, self._headers
+        size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
+        length = headers.get(b"content-length", b"0")
+        coding = headers.get(b"transfer-encoding")
+        expect = headers.get(b"expect")
+        if self._parser.version() not in ("1.0", "1.1"):
+            self._fail(505, "speak HTTP/1.1")
+        elif size > limits.max_header_bytes:
+            self._fail(431, "the request's header is too large")
+        elif self._parser.method() == b"CONNECT":
+            self._fail(405, "Method Not Allowed")
+        elif coding is not None and b"content-length" in headers:
+            self._fail(400, "bad request: both Transfer-Encoding and Content-Length")
+        elif coding is not None and coding.lower() != b"chunked":
+            self._fail(501, "the only transfer encoding is chunked")
+        elif not length.isdigit() or len(length) > 18 or int(length) > limits.max_body_bytes:
+            self._fail(413, f"the body is larger than the {limits.max_body_bytes} bytes allowed")
+        elif expect is not None and expect.lower() != b"100-continue":
+            self._fail(417, "the only expectation is 100-continue")
+        elif expect is not None and self._parser.version() == "1.1":
+            self._owes_continue = True
+
+    def on_body(self, body: bytes) -> None:
+        if self._deaf:
+            return
+        self._body_bytes += len(body)
+        self._owes_continue = False
+        if self._body_bytes > self._server.limits.max_body_bytes:
+            limit = self._server.limits.max_body_bytes
+            self._fail(413, f"the body is larger than the {limit} bytes allowed")
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._deaf or self._upgrading:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        keep_alive = self._parser.keep_alive() and not self._server.draining
+        method = self._parser.method()
+        now = time.perf_counter_ns()
+        old = self._parser.version() == "1.0"
+        request = Request(method, self._url, self._headers, body, keep_alive, now, old)
+        if len(self._waiting) >= MAX_PIPELINED:
+            self._fail(503, "too many requests at once on one connection")
+            return
+        self._waiting.append(request)
+        self._reset()
+        self._begun = None
+        self._deaf = not keep_alive
+
+    def head_without_upgrade(self) -> bytes:
+        if self._deaf or not self._upgrading:
+            return b""
+        lines = [self._parser.method() + b" " + self._url + b" HTTP/1.1"]
+        fields = self._headers.items()
+        lines += [name + b": " + value for name, value in fields if name not in _UPGRADE_HEADERS]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    # --- answers
+
+    def _fail(self, status: int, text: str) -> None:
+        """Answer with an error after what was asked before, then close: the rest cannot be trusted."""
+        self._failed = self._deaf = True
+        self._begun = None
+        self._body.clear()
+        self._waiting.append(error(status, text))
+        self._pump()
+
+    def _pump(self) -> None:
+        """Begin answering the next request, as long as answers come at once."""
+        if self._pumping:
+            return
+        self._pumping = True
+        while self._waiting and self._current is None and self._blocked is None and not self._closing:
+            item = self._waiting.popleft()
+            if isinstance(item, Response):
+                self._write(item, close=True)
+            else:
+                self._current = item
+                self._server.handle(item, self._respond)
+        self._pumping = False
+        if self._owes_continue and self._current is None and not self._waiting and self._transport:
+            self._owes_continue = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _respond(self, response: Response) -> None:
+        request, self._current = self._current, None
+        if request is None or self._transport is None:
+            return  # the client has gone
+        close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
+        self._write(response, close=close, request=request)
+        self._pump()
+        self._throttle()
+
+    def _write(self, response: Response, *, close: bool, request: Request | None = None) -> None:
+        if self._transport is None:
+            return
+        old = request is not None and request.http_1_0
+        head = response.head(close=close, keep_alive_wanted=old)
+        body = b"" if request is not None and request.method == b"HEAD" else response.body
+        if len(body) > _SPLIT_BYTES:
+            self._transport.write(head)
+            self._transport.write(body)
+        else:
+            self._transport.write(head + body)
+        self._quiet = self._server.now()
+        if close:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """After the last answer. A client that still sends is heard out, or it would not read why."""
+        self._closing = self._deaf = True
+        self._waiting.clear()
+        if self._transport is None:
+            return
+        if self._failed and self._transport.can_write_eof():
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _throttle(self) -> None:
+        """Read on, or not, by how many requests wait."""
+        if self._transport is None or self._closing:
+            return
+        full = len(self._waiting) >= _PAUSE_AT or self._blocked is not None
+        if full and not self._paused:
+            self._transport.pause_reading()
+        elif not full and self._paused:
+            self._transport.resume_reading()
+        self._paused = full

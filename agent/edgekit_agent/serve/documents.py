@@ -1,0 +1,115 @@
+"""The JSON documents about server and model, in Triton's shape. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgekit.bundle.model import TensorSpec, VariantConfig
+from edgekit_agent.metrics import Counters, Timing
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
+_ENDINGS = {"onnxruntime": "onnx"}
+
+
+def server(version: str) -> dict[str, Any]:
+    return {"name": "edgekit", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def metadata(name: str, version: str, config: VariantConfig) -> dict[str, Any]:
+    """Inputs carry the engine's data type; `parameters` tell the stored type that is taken as well."""
+    affine = {step.input: step for step in config.preprocessing.affine}
+    inputs = []
+    for spec in config.inputs:
+        entry = _tensor(spec)
+        step = affine.get(spec.name)
+        if step is not None:
+            stored = {"stored_datatype": step.datatype, "scale": step.scale, "offset": step.offset}
+            entry["parameters"] = stored
+        inputs.append(entry)
+    return {
+        "name": name,
+        "versions": [version],
+        "platform": _platform(config),
+        "inputs": inputs,
+        "outputs": [_tensor(spec) for spec in config.outputs],
+    }
+
+
+def configuration(name: str, version: str, config: VariantConfig, max_batch: int) -> dict[str, Any]:
+    """Triton's model configuration. A batch dimension that is in every input is not part of `dims`."""
+    batched = is_batched(config)
+    labels = {"labels": list(config.labels)} if config.labels else {}
+    return {
+        "name": name,
+        "platform": _platform(config),
+        "backend": config.engine.name,
+        "version_policy": {"specific": {"versions": [version]}},
+        "max_batch_size": max_batch if batched else 0,
+        "input": [_dims(spec, batched) for spec in config.inputs],
+        "output": [_dims(spec, batched) for spec in config.outputs],
+        "parameters": {
+            "variant": {"string_value": config.variant},
+            "precision": {"string_value": config.precision},
+            "profile": {"string_value": config.profile},
+        },
+        **labels,
+    }
+
+
+def index(name: str, version: str) -> list[dict[str, str]]:
+    return [{"name": name, "version": version, "state": "READY"}]
+
+
+def statistics(counters: Counters) -> dict[str, Any]:
+    """Triton's statistics extension: counts and nanoseconds since the serving process started."""
+    return {
+        "model_stats": [
+            {
+                "name": counters.name,
+                "version": counters.version,
+                "last_inference": counters.last_ms,
+                "inference_count": counters.inferences,
+                "execution_count": counters.compute_infer.count,
+                "inference_stats": {
+                    "success": _timing(counters.success),
+                    "fail": _timing(counters.fail),
+                    "queue": _timing(counters.queue),
+                    "compute_input": _timing(counters.compute_input),
+                    "compute_infer": _timing(counters.compute_infer),
+                    "compute_output": _timing(counters.compute_output),
+                    "cache_hit": _timing(Timing()),
+                    "cache_miss": _timing(Timing()),
+                },
+                "batch_stats": [],
+            }
+        ]
+    }
+
+
+def is_batched(config: VariantConfig) -> bool:
+    """Whether every input has a free first dimension."""
+    return bool(config.inputs) and all(spec.shape[:1] == (-1,) for spec in config.inputs)
+
+
+def _platform(config: VariantConfig) -> str:
+    return f"{config.engine.name}_{_ENDINGS.get(config.engine.name, 'model')}"
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def _dims(spec: TensorSpec, batched: bool) -> dict[str, Any]:
+    dims = list(spec.shape[1:] if batched and spec.shape[:1] == (-1,) else spec.shape)
+    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": dims}
+
+
+def _timing(timing: Timing) -> dict[str, int]:
+    return {"count": timing.count, "ns": timing.ns}

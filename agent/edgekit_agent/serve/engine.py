@@ -1,0 +1,91 @@
+"""Load a variant and prove it: the same steps in a probe and in the serving process."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit import runtimes
+from edgekit.bundle.model import GoldenSpec
+from edgekit.errors import EdgekitError, EngineError
+from edgekit.runtimes import Session
+from edgekit.runtimes._base import DTYPES
+from edgekit.runtimes._golden import GoldenReport, check
+from edgekit_agent import memfd, process
+from edgekit_agent.messages import Load, Loaded
+
+_TIMED_RUNS = 20
+_TIMED_S = 1.0
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A session that gave the certified answers on this device."""
+
+    session: Session
+    report: GoldenReport
+    run_ms: float
+    load_ms: float
+
+
+def load(request: Load, fds: Sequence[int]) -> Proven:
+    """Load, warm up with the golden samples, compare, time. Blocks; releases the GIL inside the engine.
+
+    `fds` stay the caller's. Raises EdgekitError; a stranger's engine that raises anything else is an
+    EngineError, because a bad engine must not take the serving process down.
+    """
+    begin = time.perf_counter()
+    views = [memfd.read(fd) for fd in fds]
+    files = dict(zip(request.files, views, strict=False))
+    golden = dict(zip(request.golden_files, views[len(request.files) :], strict=True))
+    session: Session | None = None
+    try:
+        session = runtimes.get(request.config.engine.name).load(files, request.config.options)
+        report = check(session, request.golden, golden)
+        run_ms = _median_ms(session, request.golden, golden)
+    except Exception as exc:
+        if session is not None:
+            session.close()
+        if isinstance(exc, EdgekitError):
+            raise
+        raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
+    return Proven(session, report, run_ms, (time.perf_counter() - begin) * 1e3)
+
+
+def success(request: Load, proven: Proven) -> Loaded:
+    difference = proven.report.max_abs_difference
+    return Loaded(
+        id=request.id,
+        ok=True,
+        samples=proven.report.samples,
+        max_abs_difference=difference if math.isfinite(difference) else -1.0,
+        reference_agreement=proven.report.reference_agreement,
+        run_ms=proven.run_ms,
+        load_ms=proven.load_ms,
+        rss_mib=process.rss_mib(),
+    )
+
+
+def failure(request: Load, exc: EdgekitError) -> Loaded:
+    return Loaded(request.id, False, type(exc).__name__, exc.message, exc.hint, rss_mib=process.rss_mib())
+
+
+def _median_ms(session: Session, spec: GoldenSpec, files: dict[str, memoryview]) -> float:
+    """Of single golden samples, warm; `check` has run them all before."""
+    tensors = {
+        item.name: np.frombuffer(files[f"inputs/{item.name}"], DTYPES[item.datatype]).reshape(item.shape)
+        for item in spec.inputs
+    }
+    times: list[float] = []
+    while len(times) < _TIMED_RUNS and sum(times) < _TIMED_S:
+        row = len(times) % spec.samples
+        sample = {name: array[row : row + 1] for name, array in tensors.items()}
+        begin = time.perf_counter()
+        session.run(sample)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1e3

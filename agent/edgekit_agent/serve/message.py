@@ -1,0 +1,65 @@
+"""One HTTP request and one answer, without any IO."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+
+
+@dataclass(slots=True)
+class Request:
+    method: bytes
+    target: bytes
+    """As in the request line: path and query."""
+    headers: dict[bytes, bytes]
+    """Lower-case names; of repeated fields the last counts."""
+    body: bytes
+    keep_alive: bool
+    received_ns: int
+    """time.perf_counter_ns() when its last byte was read."""
+    http_1_0: bool = False
+
+
+@dataclass(slots=True)
+class Response:
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    json_size: int = 0
+    """Inference-Header-Content-Length, when `body` is JSON followed by binary tensors."""
+    extra: str = ""
+    """More header fields, each ended by CRLF."""
+
+    def head(self, *, close: bool, keep_alive_wanted: bool = False) -> bytes:
+        """Status line and header fields. `keep_alive_wanted`: an HTTP/1.0 client must be told."""
+        lines = (
+            f"HTTP/1.1 {self.status} {_PHRASES.get(self.status, '')}\r\nContent-Type: {self.content_type}\r\n"
+        )
+        if self.json_size:
+            lines += f"Inference-Header-Content-Length: {self.json_size}\r\n"
+        if close:
+            lines += "Connection: close\r\n"
+        elif keep_alive_wanted:
+            lines += "Connection: keep-alive\r\n"
+        return f"{lines}{self.extra}Content-Length: {len(self.body)}\r\n\r\n".encode()
+
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+def ok(value: Any) -> Response:
+    return Response(200, json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def error(status: int, text: str, extra: str = "") -> Response:
+    """{"error": text}, the shape that clients of Triton expect."""
+    return Response(status, json.dumps({"error": text}).encode(), extra=extra)
+
+
+def busy(text: str) -> Response:
+    return error(503, text, "Retry-After: 1\r\n")

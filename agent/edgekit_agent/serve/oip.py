@@ -1,0 +1,273 @@
+"""Open Inference Protocol v2, REST: request bytes to arrays, arrays to response bytes. No IO, no state.
+
+With Triton's extensions: binary tensor data (the JSON is `Inference-Header-Content-Length` bytes long,
+raw little-endian tensors follow in the order of the JSON) and classification.
+Specification: kserve/open-inference-protocol; triton-inference-server/server docs/protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle.model import TensorSpec
+from edgekit.errors import EngineError, InputError
+from edgekit.runtimes import Array
+from edgekit.runtimes._base import DTYPES
+from edgekit.runtimes._ports import dtype_name
+from edgekit_agent.serve.message import BINARY, JSON, Response
+
+_MAX_RANK = 16
+_MAX_SIZE = 1 << 40
+_NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+_SHORT = 120  # longest client text that an error message repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One output that the client asks for."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    """Classification extension: the best so many classes as "score:index:label"; 0: the tensor itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    id: str | None
+    inputs: dict[str, Array]
+    wanted: tuple[Wanted, ...] | None
+    """None: every output, as JSON or binary according to `binary_default`."""
+    binary_default: bool
+
+
+def decode(body: bytes, json_size: int | None) -> InferRequest:
+    """Parse an infer request; `json_size` is the Inference-Header-Content-Length, None when absent.
+
+    Arrays are read-only views of `body` where the tensor came in binary. Raises InputError.
+    """
+    if json_size is not None and not 0 < json_size <= len(body):
+        raise InputError(
+            f"Inference-Header-Content-Length {json_size} does not fit a body of {len(body)} bytes"
+        )
+    document = _parse(body if json_size is None else body[:json_size])
+    offset = len(body) if json_size is None else json_size
+    inputs: dict[str, Array] = {}
+    for number, item in enumerate(_objects(document, "inputs")):
+        name = _text(item, "name", f"inputs[{number}]")
+        if name in inputs:
+            raise InputError(f"input {name!r} is given twice")
+        inputs[name], offset = _tensor(name, item, body, offset)
+    if not inputs:
+        raise InputError("the request has no inputs", "send {'inputs': [{name, datatype, shape, data}]}")
+    if offset != len(body):
+        raise InputError(f"{len(body) - offset} bytes follow the last binary tensor")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise InputError("id must be a string")
+    binary = _parameters(document, "the request").get("binary_data_output", False) is True
+    wanted = tuple(_wanted(item, binary) for item in _objects(document, "outputs"))
+    if len({item.name for item in wanted}) != len(wanted):
+        raise InputError("an output is asked for twice")
+    return InferRequest(request_id, inputs, wanted or None, binary)
+
+
+def encode(
+    model: str,
+    version: str,
+    request: InferRequest,
+    specs: Sequence[TensorSpec],
+    outputs: Mapping[str, Array],
+    labels: Sequence[str],
+) -> Response:
+    """The answer. Raises InputError for an unknown output, EngineError for what JSON cannot carry."""
+    wanted = request.wanted or tuple(Wanted(spec.name, request.binary_default) for spec in specs)
+    entries: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for item in wanted:
+        array = outputs.get(item.name)
+        if array is None:
+            raise EngineError(f"the engine gave no output {item.name!r}")
+        entry: dict[str, Any] = {"name": item.name}
+        if item.classes:
+            names = labels if item.name == specs[0].name else ()
+            texts, shape = _classify(array, item.classes, names, batched=specs_batched(specs, item.name))
+            entry |= {"datatype": "BYTES", "shape": shape}
+            data: Any = texts
+            blob = (
+                b"".join(struct.pack("<I", len(t)) + t for t in map(str.encode, texts))
+                if item.binary
+                else b""
+            )
+        else:
+            entry |= {"datatype": dtype_name(array.dtype), "shape": list(array.shape)}
+            data = None if item.binary else array.ravel().tolist()
+            blob = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() if item.binary else b""
+        if item.binary:
+            entry["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            entry["data"] = data
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    if request.id is not None:
+        document["id"] = request.id
+    try:
+        text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise EngineError(
+            "an output holds NaN or infinity, which JSON cannot carry", "ask for it with binary_data"
+        ) from None
+    if not any(item.binary for item in wanted):
+        return Response(200, text, JSON)
+    return Response(200, b"".join((text, *blobs)), BINARY, json_size=len(text))
+
+
+def check_wanted(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
+    """Raise InputError when the client asks for an output that the model does not have."""
+    for item in request.wanted or ():
+        if not any(spec.name == item.name for spec in specs):
+            known = ", ".join(spec.name for spec in specs)
+            raise InputError(f"unknown output {item.name[:_SHORT]!r}, the model has {known}")
+
+
+def specs_batched(specs: Sequence[TensorSpec], name: str) -> bool:
+    """Whether the output `name` has a batch dimension in front."""
+    return any(spec.name == name and spec.shape[:1] == (-1,) for spec in specs)
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
+    if not isinstance(document, dict):
+        raise InputError("the request must be a JSON object")
+    return document
+
+
+def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = document.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise InputError(f"{key} must be a list of objects")
+    return items
+
+
+def _parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = item.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InputError(f"parameters of {where} must be an object")
+    if "shared_memory_region" in parameters:
+        raise InputError(f"{where}: shared memory is not supported", "send the tensor as JSON or binary data")
+    return parameters
+
+
+def _text(item: dict[str, Any], key: str, where: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{where}: {key} must be a non-empty string")
+    return value
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_SIZE
+
+
+def _tensor(name: str, item: dict[str, Any], body: bytes, offset: int) -> tuple[Array, int]:
+    """One input, and where the next binary tensor begins in `body`."""
+    where = f"input {name[:_SHORT]!r}"
+    datatype = _text(item, "datatype", where)
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise InputError(
+            f"{where}: datatype {datatype[:_SHORT]!r} is not supported", f"known: {', '.join(DTYPES)}"
+        )
+    shape = item.get("shape")
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(map(_is_size, shape)):
+        raise InputError(f"{where}: shape must be a list of up to {_MAX_RANK} sizes")
+    size = _parameters(item, where).get("binary_data_size")
+    if size is None:
+        if "data" not in item:
+            raise InputError(f"{where}: no data and no binary_data_size")
+        return _from_list(where, item["data"], datatype, dtype, shape), offset
+    count = math.prod(shape)
+    if not _is_size(size) or size != count * dtype.itemsize:
+        wanted = count * dtype.itemsize
+        raise InputError(f"{where}: binary_data_size must be {wanted} for {datatype} of shape {shape}")
+    if offset + size > len(body):
+        raise InputError(f"{where}: {size} bytes wanted, {len(body) - offset} left in the body")
+    array: Array = np.frombuffer(body, dtype, count, offset).reshape(shape)
+    if datatype == "BOOL" and size and array.view(np.uint8).max() > 1:
+        raise InputError(f"{where}: a BOOL is 0 or 1")
+    return array if array.flags.aligned else array.copy(), offset + size
+
+
+def _from_list(where: str, data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
+    """JSON numbers to an array; only conversions that keep the value's meaning."""
+    flat, kinds = _flatten(where, data)
+    if len(flat) != math.prod(shape):
+        raise InputError(f"{where}: shape {shape} wants {math.prod(shape)} values, data has {len(flat)}")
+    if not kinds <= _NUMBERS[dtype.kind]:
+        raise InputError(f"{where}: data is not {datatype}")
+    try:
+        if dtype.kind == "f":
+            with np.errstate(over="raise"):
+                return np.array(flat, np.float64).astype(dtype).reshape(shape)
+        if dtype.kind in "iu" and flat:
+            limits = np.iinfo(dtype)
+            if min(flat) < limits.min or max(flat) > limits.max:
+                raise OverflowError
+        return np.array(flat, dtype).reshape(shape)
+    except (FloatingPointError, OverflowError):
+        raise InputError(f"{where}: data is out of range for {datatype}") from None
+
+
+def _flatten(where: str, data: Any) -> tuple[list[Any], set[type]]:
+    """Row-major values of flat or nested lists, and their types.
+
+    NumPy itself would turn one long string among many short ones into a huge table of text.
+    """
+    kinds: set[type] = {type(data)}
+    if kinds == {list}:
+        kinds = set(map(type, data))
+        for _ in range(_MAX_RANK):
+            if kinds != {list}:
+                return data, kinds
+            data = list(chain.from_iterable(data))
+            kinds = set(map(type, data))
+    raise InputError(f"{where}: data must be a list of numbers, nested at most {_MAX_RANK} deep")
+
+
+def _wanted(item: dict[str, Any], binary_default: bool) -> Wanted:
+    name = _text(item, "name", "outputs")
+    parameters = _parameters(item, f"output {name[:_SHORT]!r}")
+    binary = parameters.get("binary_data", binary_default)
+    classes = parameters.get("classification", 0)
+    if not isinstance(binary, bool):
+        raise InputError(f"output {name[:_SHORT]!r}: binary_data must be true or false")
+    if not _is_size(classes):
+        raise InputError(f"output {name[:_SHORT]!r}: classification must be a number of classes")
+    return Wanted(name, binary, classes)
+
+
+def _classify(
+    array: Array, count: int, labels: Sequence[str], *, batched: bool
+) -> tuple[list[str], list[int]]:
+    """The best `count` of each row as "score:index[:label]", and the shape (rows, count) or (count,)."""
+    rows = array.reshape(len(array) if batched else 1, -1)
+    count = min(count, rows.shape[1])
+    texts = []
+    for row in rows:
+        for index in np.argsort(-row.astype(np.float64), kind="stable")[:count]:
+            score = f"{row[index]:f}" if array.dtype.kind == "f" else str(row[index])
+            label = f":{labels[index]}" if index < len(labels) else ""
+            texts.append(f"{score}:{index}{label}")
+    return texts, [len(rows), count] if batched else [count]
