@@ -32,7 +32,7 @@ DEVICES = [f"{profile}-{number}" for number in (1, 2) for profile in PROFILES]
 LABELS = "down,go,left,no,off,on,right,stop,up,yes,silence,unknown"
 DATA = HERE / "kws01_eval.npz"
 AFFINE_OFFSET, AFFINE_SCALE = 83, 0.5847029089927673
-PHASES = ("canary:1", "early:50%", "all:100%")
+PHASES = ("canary:1", "early:50%", "rest:rest")
 GATE_REFUSED, ROLLED_BACK = 2, 3
 
 
@@ -50,6 +50,12 @@ class Demo:
     seen: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Our programs and the broker on the path, and a key ring of the demo's own."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+        return {**os.environ, "PATH": path, "EDGEKIT_KEYS": str(self.folder / "keys")}
+
     def say(self, text: str) -> None:
         if not self.quiet:
             sys.stdout.write(f"[{time.monotonic() - self.started:6.1f} s] {text}\n")
@@ -58,9 +64,8 @@ class Demo:
     def call(self, *words: str | Path, expect: int = 0, show: bool = False) -> str:
         """Run one command to its end; its standard output. Fails unless it exits with `expect`."""
         command = [str(word) for word in words]
-        env = {**os.environ, "EDGEKIT_KEYS": str(self.folder / "keys")}
         stdout = None if show and not self.quiet else subprocess.PIPE
-        done = subprocess.run(command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=self.environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
         if done.returncode != expect:
             raise DemoFailed(f"`{' '.join(command)}` exited with {done.returncode}: {done.stderr.strip()}")
         if expect and done.stderr:
@@ -70,7 +75,9 @@ class Demo:
     def start(self, name: str, *words: str | Path) -> None:
         """Start a process that stays; its output goes to <folder>/<name>.log."""
         with (self.folder / f"{name}.log").open("wb") as log:
-            child = subprocess.Popen([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                [str(w) for w in words], env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
         self.children.append(child)
 
     def stop(self) -> None:
@@ -93,7 +100,7 @@ class Demo:
             words += ["--profile", profile]
         words += ["--calibration", calibration, "--evaluate", f"{DATA}[200:1000]", "--labels", "y"]
         words += ["--affine", f"{AFFINE_SCALE},{AFFINE_OFFSET}", "--label-names", LABELS]
-        words += ["--precision", "int8", "--name", "kws", "--version", version, "-o", bundle]
+        words += ["--precision", "int8", "--objective", "size", "--name", "kws", "--version", version, "-o", bundle]
         words += ["--recipient", self.folder / "fleet" / "recipient.pub"]
         words += [] if gate else ["--no-gate"]
         self.call(*words, expect=expect, show=expect == 0)
@@ -135,7 +142,7 @@ class Demo:
         state = self.folder / device
         self.call(
             "edgekit-agent", "enroll", "--token", token, "--state", state, "--profile", profile,
-            "--device", device, "--emulated", "--unix", self.socket(device), "--port", "0",
+            "--device", device, "--emulated", "--telemetry-s", "1", "--unix", self.socket(device), "--port", "0",
         )  # fmt: skip
         self.start(device, "edgekit-agent", "--config", state / "agent.toml")
 
@@ -143,11 +150,11 @@ class Demo:
         return self.folder / f"{device}.sock"
 
     def devices(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.fleet("devices", "--json"))["devices"]
+        found: list[dict[str, Any]] = json.loads(self.fleet("devices", "list", "--json"))
         return found
 
     def rollout(self, release: str, *, expect: int) -> dict[str, Any]:
-        words = ["rollout", "create", release, "--query", "*", "--json"]
+        words = ["rollout", "create", release, "--json"]
         for phase in PHASES:
             words += ["--phase", f"{phase},success=100,errors=0,soak=2"]
         created = json.loads(self.fleet(*words))
