@@ -1,5 +1,15 @@
 """edgekit: from a trained model to a governed fleet of devices."""
 
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-__version__ = version("edgekit-toolkit")
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:
+    """`__version__` when it is asked for: importing importlib.metadata costs a device 50 ms per process."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgekit-toolkit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import psutil
+
+from edgekit.crypto.keys import SealingKey
+from tests.support.bundles import Keys
+from tests.support.devices import Client
 
 BIN = Path(sys.executable).parent
 READY_S = 60
@@ -70,42 +73,14 @@ def _has_word(process: psutil.Process, word: str) -> bool:
     return False
 
 
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
-        self.sock.connect(str(self.path))
-
-
 class Agent(Process):
     """One enrolled device; serves on a Unix socket in the lab's folder."""
 
     def __init__(self, device: str, folder: Path) -> None:
         self.state = folder / device
         self.socket = folder / f"{device}.sock"
+        self.client = Client(unix=self.socket)
         super().__init__(device, folder, [str(BIN / "edgekit-agent"), "--config", f"{self.state}/agent.toml"])
-
-    def infer(self, model: str, inputs: dict[str, np.ndarray[Any, Any]]) -> tuple[int, Any]:
-        """POST one v2 request of FP32 tensors: (status, answer)."""
-        tensors = [
-            {"name": name, "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()}
-            for name, array in inputs.items()
-        ]
-        return self.request("POST", f"/v2/models/{model}/infer", {"inputs": tensors})
-
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = UnixConnection(self.socket)
-        try:
-            connection.request(method, path, json.dumps(body) if body is not None else None)
-            response = connection.getresponse()
-            text = response.read()
-            return response.status, json.loads(text) if text.startswith((b"{", b"[")) else text.decode()
-        finally:
-            connection.close()
 
 
 class Lab:
@@ -132,6 +107,14 @@ class Lab:
 
     def trust(self, key: Path) -> None:
         self.run("edgekit-fleet", "trust", "add", key, "--state", self.state)
+
+    def keys(self) -> Keys:
+        """A builder that this fleet trusts, and the fleet's own recipient key: bundles made with them fit."""
+        made = Keys(recipient=SealingKey.load(self.state / "keys" / "recipient.pem"))
+        public = self.folder / "builder.pub"
+        public.write_bytes(made.signer.public().to_pem())
+        self.trust(public)
+        return made
 
     def up(self) -> None:
         """Start the manager and wait until its API answers."""
@@ -181,7 +164,7 @@ class Lab:
         agent = Agent(device, self.folder)
         self.run(
             "edgekit-agent", "enroll", "--token", token, "--state", agent.state, "--profile", profile,
-            "--device", device, "--emulated", "--unix", agent.socket, "--port", "0",
+            "--device", device, "--emulated", "--telemetry-s", "0.5", "--unix", agent.socket, "--port", "0",
         )  # fmt: skip
         agent.start()
         self.agents[device] = agent
@@ -190,6 +173,23 @@ class Lab:
     def publish(self, bundle: Path) -> None:
         status, answer = self.api("POST", "/v1/releases", raw=bundle.read_bytes())
         assert status in (200, 201), answer
+
+    def roll_out(self, release: str, **strategy: Any) -> int:
+        """Begin a rollout; its number."""
+        status, answer = self.api("POST", "/v1/rollouts", {"release": release, "strategy": strategy})
+        assert status == 201, answer
+        return int(answer["id"])
+
+    def ended(self, rollout: int, timeout_s: float = READY_S) -> str:
+        """Wait for the end of a rollout; its final state."""
+        seen: list[str] = []
+
+        def over() -> bool:
+            seen.append(self.get(f"/v1/rollouts/{rollout}")["state"])
+            return seen[-1] in ("FINISHED", "ROLLED_BACK", "STOPPED", "SUPERSEDED")
+
+        self.wait(over, f"the end of rollout {rollout}", timeout_s)
+        return seen[-1]
 
     def devices(self) -> dict[str, dict[str, Any]]:
         return {device["id"]: device for device in self.get("/v1/devices")["devices"]}
