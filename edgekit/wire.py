@@ -21,6 +21,9 @@ JOB_ACK = "job/ack"  # fleet -> device: this JobUpdate is stored, forget it
 TELEMETRY = "telemetry"  # device -> fleet, QoS 1, stored and forwarded
 TELEMETRY_ACK = "telemetry/ack"  # fleet -> device
 
+ASSIGNMENT_TYPE = "application/vnd.edgekit.assignment.v1+json"
+"""DSSE payload type of a signed `Assignment`."""
+
 
 def topic(device: str, channel: str, tenant: str = TENANT) -> str:
     """`ek/v1/{tenant}/{device}/{channel}`."""

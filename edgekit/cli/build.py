@@ -121,6 +121,9 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.output)
     signer, recipients = _keys(args)
     info = ReleaseInfo(args.name or args.output.stem, args.version, _created())
+    for what, text in (("--name", info.name), ("--version", info.version)):
+        if not 0 < len(text) <= 200 or not text.isprintable():
+            raise InputError(f"{what} {text[:80]!r}: not a name", "use 1 to 200 printable characters")
     cache = Cache(None if args.no_cache else args.cache or default_folder())
     silent = args.quiet or args.json
     live = Live() if sys.stderr.isatty() and not silent else None
@@ -206,7 +209,10 @@ def _created() -> str:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not epoch.isdecimal():
         return ""
-    return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+    try:
+        return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+    except (OverflowError, ValueError, OSError):
+        raise InputError(f"SOURCE_DATE_EPOCH={epoch} is no time", "seconds since 1970") from None
 
 
 def _dry_run(request: Request, *, as_json: bool) -> int:

@@ -135,18 +135,16 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     """Insert the rows whose key is not there yet; how many those were."""
     if not rows:
         return 0
-    dialect = connection.dialect.name
-    if dialect == "sqlite":
-        return sum(
-            connection.execute(sqlite.insert(table).on_conflict_do_nothing(), dict(row)).rowcount
-            for row in rows
+    statement = _INSERT.get(connection.dialect.name)
+    if statement is None:
+        raise SystemFault(
+            f"the database kind {connection.dialect.name!r} is not supported", "use sqlite or postgresql"
         )
-    if dialect == "postgresql":
-        return sum(
-            connection.execute(postgresql.insert(table).on_conflict_do_nothing(), dict(row)).rowcount
-            for row in rows
-        )
-    raise SystemFault(f"the database kind {dialect!r} is not supported", "use sqlite or postgresql")
+    result = connection.execute(statement(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+    return max(0, result.rowcount)
+
+
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def send(connection: Connection, topic: str, message: Any, *, retain: bool = False) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from edgekit import wire
 from edgekit.codec import from_json, to_plain
@@ -56,13 +56,27 @@ class Counts:
     duplicates: int = 0
 
 
+@dataclass
+class Known:
+    """What the database says of a device; kept up to date while a batch is applied."""
+
+    revoked: bool
+    online: bool
+    boot: str
+    version: int
+    version_boot: str
+    """Start of the agent that `version` belongs to."""
+    release: str
+    spoke: bool = False
+    """Now, itself: not the broker's memory."""
+
+
 @dataclass(frozen=True)
 class Sender:
     """Of one message."""
 
     device: str
-    known: Any
-    """Its row, in part."""
+    known: Known
     retained: bool
     now: float
 
@@ -82,24 +96,35 @@ class Ingest:
         self.counts = Counts()
         self._db = db
         self._audited: dict[str, float] = {}
+        self._windows: list[dict[str, Any]] = []
+        """Telemetry rows of the batch at hand: written at its end, all at once."""
 
     def apply(self, batch: Sequence[Message]) -> list[Reply]:
         """Store a batch and return what may be acknowledged to the devices: all of it is durable."""
         replies: list[Reply] = []
         now = time.time()
         with self._db.write() as connection:
+            known = _load(connection, batch)
+            self._windows = []
             for message in batch:
                 try:
-                    # A savepoint: one bad message must not undo its neighbours.
-                    with connection.begin_nested():
-                        reply = self._one(connection, message, now)
-                except Dropped as problem:
+                    reply = self._one(connection, message, known, now)
+                except Dropped as problem:  # raised before anything of this message was written
                     self._drop(connection, message, problem, now)
                 else:
                     replies += [reply] if reply else []
+            new = insert_new(connection, telemetry, self._windows)
+            seen = [{"key": device, "now": now} for device, row in known.items() if row.spoke]
+            if seen:
+                touch = update(devices).where(devices.c.id == bindparam("key"))
+                connection.execute(touch.values(last_seen=bindparam("now")), seen)
+        self.counts.windows += new
+        self.counts.duplicates += len(self._windows) - new
         return replies
 
-    def _one(self, connection: Connection, message: Message, now: float) -> Reply | None:
+    def _one(
+        self, connection: Connection, message: Message, rows: Mapping[str, Known], now: float
+    ) -> Reply | None:
         parts = wire.split_topic(message.topic)
         if parts is None or parts[0] != wire.TENANT:
             raise Dropped("malformed", f"foreign topic {message.topic[:120]!r}")
@@ -107,19 +132,10 @@ class Ingest:
         self.counts.messages[channel if channel in _HANDLERS else "other"] += 1
         if not message.payload:
             return None  # a retained message was cleared
-        known = connection.execute(
-            select(
-                devices.c.revoked_at,
-                devices.c.online,
-                devices.c.boot,
-                devices.c.reported_version,
-                devices.c.reported,
-                devices.c.release,
-            ).where(devices.c.id == device)
-        ).first()
+        known = rows.get(device)
         if known is None:
             raise Dropped("unknown", f"no device {device[:80]!r}")
-        if known.revoked_at is not None:
+        if known.revoked:
             raise Dropped("revoked", f"{device} is revoked")
         handler = _HANDLERS.get(channel)
         if handler is None:
@@ -129,10 +145,8 @@ class Ingest:
             parsed = from_json(kind, message.payload, what=channel, max_bytes=MAX_MESSAGE_BYTES)
         except ConfigError as exc:
             raise Dropped("malformed", exc.message) from None
-        sender = Sender(device, known, message.retained, now)
-        reply: Reply | None = take(self, connection, sender, parsed)
-        if not message.retained:
-            connection.execute(update(devices).where(devices.c.id == device).values(last_seen=now))
+        reply: Reply | None = take(self, connection, Sender(device, known, message.retained, now), parsed)
+        known.spoke = known.spoke or not message.retained
         return reply
 
     def _presence(self, connection: Connection, sender: Sender, said: Presence) -> None:
@@ -145,7 +159,9 @@ class Ingest:
         connection.execute(
             update(devices).where(devices.c.id == sender.device).values(online=said.online, boot=said.boot)
         )
-        if said.online != sender.known.online:
+        changed = said.online != sender.known.online
+        sender.known.online, sender.known.boot = said.online, said.boot
+        if changed:
             state = "online" if said.online else "offline"
             note(
                 connection,
@@ -158,10 +174,7 @@ class Ingest:
     def _reported(self, connection: Connection, sender: Sender, said: Reported) -> None:
         _check_ids(said.boot)
         _check_integers(said.version, said.counter)
-        if (
-            said.boot == (sender.known.reported or {}).get("boot")
-            and said.version <= sender.known.reported_version
-        ):
+        if said.boot == sender.known.version_boot and said.version <= sender.known.version:
             self.counts.duplicates += 1
             return
         values = {
@@ -175,7 +188,10 @@ class Ingest:
             "reported_counter": said.counter,
         }
         connection.execute(update(devices).where(devices.c.id == sender.device).values(values))
-        if said.release != sender.known.release:
+        changed = said.release != sender.known.release
+        sender.known.version, sender.known.version_boot = said.version, said.boot
+        sender.known.release = said.release[:200]
+        if changed:
             text = f"{sender.device} runs {said.release or 'nothing'}"
             note(connection, "device", text, device=sender.device, data={"release": said.release})
 
@@ -185,7 +201,7 @@ class Ingest:
             self.counts.duplicates += 1
         return Reply(wire.topic(sender.device, wire.JOB_ACK), JobAck(said.seq))
 
-    def _telemetry(self, connection: Connection, sender: Sender, said: Telemetry) -> Reply:
+    def _telemetry(self, _: Connection, sender: Sender, said: Telemetry) -> Reply:
         _check_ids(said.boot)
         _check_integers(said.seq, said.windows, *said.latency_buckets, *said.classes.values())
         if not all(math.isfinite(value) for value in (said.window_s, *said.values.values())):
@@ -197,10 +213,7 @@ class Ingest:
             "release": said.release[:200],
             "start": said.start[:40],
         }
-        if insert_new(connection, telemetry, [row]):
-            self.counts.windows += 1
-        else:
-            self.counts.duplicates += 1
+        self._windows.append(row)
         return Reply(wire.topic(sender.device, wire.TELEMETRY_ACK), TelemetryAck(said.boot, said.seq))
 
     def _drop(self, connection: Connection, message: Message, problem: Dropped, now: float) -> None:
@@ -223,6 +236,33 @@ _HANDLERS: dict[str, tuple[type[Any], Any]] = {
     wire.JOB_UPDATE: (JobUpdate, Ingest._job_update),
     wire.TELEMETRY: (Telemetry, Ingest._telemetry),
 }
+
+
+def _load(connection: Connection, batch: Sequence[Message]) -> dict[str, Known]:
+    """The devices that a batch speaks of."""
+    names = {parts[1] for message in batch if (parts := wire.split_topic(message.topic))}
+    rows = connection.execute(
+        select(
+            devices.c.id,
+            devices.c.revoked_at,
+            devices.c.online,
+            devices.c.boot,
+            devices.c.reported_version,
+            devices.c.reported,
+            devices.c.release,
+        ).where(devices.c.id.in_(names))
+    )
+    return {
+        row.id: Known(
+            revoked=row.revoked_at is not None,
+            online=row.online,
+            boot=row.boot,
+            version=row.reported_version,
+            version_boot=(row.reported or {}).get("boot", ""),
+            release=row.release,
+        )
+        for row in rows
+    }
 
 
 def forget_absent(db: Database, since: float) -> int:

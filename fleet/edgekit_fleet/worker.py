@@ -13,7 +13,7 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from edgekit import wire
 from edgekit.codec import to_json
 from edgekit_fleet.broker import WORKER
 from edgekit_fleet.db import Database, outbox, retained
-from edgekit_fleet.ingest import Ingest, Message
+from edgekit_fleet.ingest import Ingest, Message, Reply
 
 log = logging.getLogger(__name__)
 
@@ -189,22 +189,36 @@ class Worker:
         batch = self._take_batch()
         if not batch:
             return
-        while True:
-            try:
-                replies = self.ingest.apply(
-                    [Message(m.topic, bytes(m.payload), bool(m.retain)) for _, m in batch]
-                )
-                break
-            except DBAPIError as exc:
-                log.error("database: %s; %d messages wait", exc.orig, len(batch))
-                if self._stopping.wait(1.0):
-                    return
+        messages = [Message(m.topic, bytes(m.payload), bool(m.retain)) for _, m in batch]
+        replies = self._apply(messages)
+        if replies is None:
+            return  # stopping; the broker still has them
         for epoch, message in batch:
             if epoch == self._epoch:
                 self._client.ack(message.mid, message.qos)
         for reply in replies:
             self._client.publish(reply.topic, to_json(reply.message), qos=1)
             self.published += 1
+
+    def _apply(self, messages: Sequence[Message]) -> list[Reply] | None:
+        """Until the database takes them; None when we stop before that."""
+        while True:
+            try:
+                return self.ingest.apply(messages)
+            except OperationalError as exc:  # locked, or its disk is full
+                log.error("database: %s; %d messages wait", exc.orig, len(messages))
+                if self._stopping.wait(1.0):
+                    return None
+            except Exception as exc:
+                if len(messages) > 1:
+                    return self._one_by_one(messages)
+                log.error("a message that cannot be stored is dropped: %s", messages[0].topic, exc_info=exc)
+                self.ingest.counts.dropped["error"] += 1
+                return []
+
+    def _one_by_one(self, messages: Sequence[Message]) -> list[Reply]:
+        """A batch that fails for another reason than a busy database: its good messages must not suffer."""
+        return [reply for message in messages for reply in self._apply([message]) or []]
 
     def _take_batch(self) -> list[tuple[int, mqtt.MQTTMessage]]:
         try:

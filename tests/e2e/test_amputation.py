@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.model import EngineRange, GoldenSpec, Preprocessing, ReleaseInfo, TensorSpec
-from edgekit.runtimes import onnxruntime
+from edgekit.runtimes import Array, onnxruntime
 from tests.support.bundles import Keys, make_config, make_variant, tiny_bundle
 from tests.support.devices import Client, wait_for
 
@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("amputation")]
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
-    command = [UV, "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation", "-o", folder]
+    command = [UV, "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation", "-o"]
+    command = [*map(str, command), str(folder)]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "SOURCE_DATE_EPOCH": "1767225600"}
     subprocess.run(command, cwd=ROOT, check=True, env=environment)
     return folder
@@ -74,7 +75,7 @@ def amputated(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (agent,) = wheels.glob("edgekit_agent-*.whl")
     command = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
     command += ["--find-links", wheels, "--constraint", pins, f"{agent}[onnxruntime]"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (package,) = folder.glob("lib/python*/site-packages/edgekit")
     for part in ("backends", "build", "cli"):
@@ -118,7 +119,7 @@ def keyword_spotter(tmp_path: Path) -> tuple[Path, Keys]:
     return tiny_bundle(tmp_path, variants=[variant], info=ReleaseInfo("kws", "1.0.0"))
 
 
-def samples(stored: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def samples(stored: Array) -> Array:
     """The keyword spotter's inputs: (n, 49, 10, 1) float32 from its int8 features."""
     return ((stored.astype(np.float32) - 83) * np.float32(0.5847029089927673)).astype(np.float32)
 
@@ -132,7 +133,9 @@ def serving(amputated: Path, keyword_spotter: tuple[Path, Keys], tmp_path: Path)
     command += ["--trust", tmp_path / "builder.pub", "--port", "0", "--unix", tmp_path / "s"]
     # An empty home and path: nothing of the builder's environment may help.
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    child = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    )
     try:
         assert child.stdout is not None
         ready = json.loads(child.stdout.readline())

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator
@@ -445,6 +446,52 @@ def test_the_fleet_is_killed_and_comes_back(lab: Lab, bob: RawDevice, release: d
     lab.wait(lambda: lab.get(f"/v1/rollouts/{made['id']}")["state"] == "FINISHED", "the rollout's end")
     assert lab.run("edgekit-fleet", "audit", "verify", "--state", lab.state).returncode == 0
     link.close()
+
+
+def test_a_broker_without_memory_is_told_again(lab: Lab, release: dict[str, Any]) -> None:
+    """An order for a device that is away survives the loss of the broker's persistence file."""
+    erin = RawDevice(lab, "erin")
+    phase = {"name": "all", "size": "rest", "deadline_s": 600}
+    asked = {"release": "tiny", "query": 'id == "erin"', "strategy": {"phases": [phase]}}
+    status, made = lab.api("POST", "/v1/rollouts", asked)
+    assert status == 201, made
+    lab.wait(lambda: metric(lab, "edgekit_fleet_outbox") == 0, "the outbox")
+    lab.fleet.stop()
+    assert lab.fleet.child is not None and lab.fleet.child.returncode == 0
+    assert not (lab.state / "fleet.json").exists()
+    with sqlite3.connect(lab.state / "fleet.db") as database:  # as if it had been sent long ago
+        database.execute("DELETE FROM outbox")
+    database.close()
+    (lab.state / "broker" / "retained.db").unlink()
+    lab.up()
+    link = erin.connect()
+    link.subscribe(wire.topic("erin", wire.DESIRED))
+    link.until(lambda: bool(link.received(wire.DESIRED, wire.Desired)), "the order")
+    assert link.received(wire.DESIRED, wire.Desired)[-1].notify.assignment
+    assert lab.api("POST", f"/v1/rollouts/{made['id']}/abort")[0] == 200
+    link.close()
+
+
+def test_events_are_streamed_and_continued(lab: Lab, alice: RawDevice) -> None:
+    url = urlsplit(json.loads((lab.state / "fleet.json").read_text())["url"])
+    context = ssl.create_default_context(cafile=str(lab.state / "ca" / "ca.pem"))
+    headers = {"Authorization": f"Bearer {(lab.state / 'admin.token').read_text().strip()}"}
+    newest = lab.get("/v1/events?follow=0&limit=1")["events"][-1]["id"]
+    connection = http.client.HTTPSConnection(url.hostname or "", url.port, context=context, timeout=20)
+    connection.request("GET", "/v1/events", headers={**headers, "Last-Event-ID": str(newest)})
+    response = connection.getresponse()
+    assert response.headers["content-type"].startswith("text/event-stream")
+    for value in ("one", "two"):
+        assert lab.api("PUT", "/v1/devices/alice/tags", {"site": value})[0] == 200
+    seen: list[dict[str, Any]] = []
+    while len([item for item in seen if item["text"] == "tags of alice changed"]) < 2:
+        line = response.readline()
+        assert line, "the stream ended"
+        if line.startswith(b"data: "):
+            seen.append(json.loads(line[6:]))
+    assert [item["id"] for item in seen] == sorted(item["id"] for item in seen)
+    assert all(item["id"] > newest for item in seen)
+    connection.close()
 
 
 def alive(pid: int) -> bool:

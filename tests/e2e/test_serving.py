@@ -1,4 +1,4 @@
-"""The serving process as its clients and its supervisor know it: real process, sockets, engine, client library."""
+"""The serving process as clients and supervisor know it: real process, sockets, engine, client library."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from edgekit.bundle.model import EngineRange
 from edgekit.runtimes import Array
-from tests.support.lab import UnixConnection
-from tests.support.serving import Candidate, Stand, keyword_spotter, linear, stand
+from tests.support.serving import Candidate, Stand, UnixConnection, keyword_spotter, linear, stand
 from tests.unit.runtimes import kws
 
 ROWS = range(200, 300)
@@ -95,9 +94,7 @@ def test_triton_client_gets_right_labels_on_100_samples(
 def test_one_batch_compressed_and_as_engine_type(client: triton.InferenceServerClient) -> None:
     truth = expected(list(ROWS))
     for compression in (None, "gzip", "deflate"):
-        answer = client.infer(
-            "kws", [stored(list(ROWS), True)], request_compression_algorithm=compression
-        )
+        answer = client.infer("kws", [stored(list(ROWS), True)], request_compression_algorithm=compression)
         np.testing.assert_allclose(answer.as_numpy(kws.OUTPUT), truth, atol=1e-5)
     real = (kws.data()[0][list(ROWS)].astype(np.float32) - np.float32(83.0)) * np.float32(
         kws.SCALE.affine[0].scale
@@ -118,7 +115,9 @@ def test_classification(client: triton.InferenceServerClient, binary: bool) -> N
     for row, scores in zip(found, truth, strict=True):
         text = row[0].decode() if isinstance(row[0], bytes) else row[0]
         score, index, label = text.split(":")
-        assert int(index) == int(np.argmax(scores)) and label == keyword_spotter().load.config.labels[int(index)]
+        assert (
+            int(index) == int(np.argmax(scores)) and label == keyword_spotter().load.config.labels[int(index)]
+        )
         assert float(score) == pytest.approx(float(scores.max()), abs=1e-5)
 
 
@@ -277,7 +276,9 @@ def test_connections_wait_while_serving_is_killed_and_respawned(tmp_path: Path) 
             thread = threading.Thread(target=lambda to=waiting, a=answers: a.append(infer(to, [0, 0, 1, 0])))
             thread.start()
             made.serving.kill()
-            made.serving = launch.start([made.tcp, made.unix], Limits(), restarts=restarts, wait_for_load=True)
+            made.serving = launch.start(
+                [made.tcp, made.unix], Limits(), restarts=restarts, wait_for_load=True
+            )
             assert model.into(made.serving).ok
             thread.join(30)
             assert [status for status, _ in answers] == [200]
@@ -326,7 +327,7 @@ def test_stop_drains_and_leaves_the_listening_socket_open(tmp_path: Path) -> Non
 
 # --- engines that misbehave, installed as a stranger's engine would be
 
-STRANGER = '''
+STRANGER = """
 import ctypes, os, time
 import numpy as np
 
@@ -356,7 +357,7 @@ class Engine:
         return Session(mode)
 
 RUNTIME = Engine()
-'''
+"""
 
 
 @pytest.fixture

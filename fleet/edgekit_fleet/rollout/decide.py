@@ -210,12 +210,12 @@ def _rolling_back(snapshot: RolloutSnapshot, now: float) -> list[Action]:
     missing = [f"{device} ({back.state})" for device, back in backs if back.state not in fine]
     if missing:
         reason = f"rollback incomplete, not confirmed by {_some(missing)}"
-        return [MoveRollout(RolloutState.STOPPED, reason)]
+        return [MoveRollout(RolloutState.STOPPED, f"{snapshot.reason}; {reason}")]
     stuck = [m.device for m in snapshot.members if _on_it(m) and not can_go_back(snapshot, m)]
-    reason = f"{len(backs)} device(s) are back on their previous release"
+    reason = f"{len(backs)} device(s) went back" if backs else "no device had to go back"
     if stuck:
         reason += f"; no earlier release is known for {_some(stuck)}"
-    return [MoveRollout(RolloutState.ROLLED_BACK, reason)]
+    return [MoveRollout(RolloutState.ROLLED_BACK, f"{snapshot.reason}; {reason}")]
 
 
 def _take_back(snapshot: RolloutSnapshot, member: Member) -> list[Action]:

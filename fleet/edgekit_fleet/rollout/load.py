@@ -78,6 +78,7 @@ def load(connection: Connection, rollout: int) -> Loaded:
             for row, phase in zip(groups, strategy.phases, strict=True)
         ),
         state=RolloutState(found.state),
+        reason=found.reason,
         start_at=found.start_at,
     )
     return Loaded(snapshot, found, f"{found.release_name}:{found.version}", deploy, back, profiles)

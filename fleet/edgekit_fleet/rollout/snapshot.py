@@ -68,6 +68,8 @@ class RolloutSnapshot:
     strategy: Strategy
     groups: tuple[Group, ...]
     state: RolloutState = RolloutState.CREATING
+    reason: str = ""
+    """Of the latest move that had one."""
     start_at: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
     """Telemetry up to the soaking group's latest look."""
@@ -136,17 +138,18 @@ def reduce(snapshot: RolloutSnapshot, actions: Sequence[Action], now: float) -> 
     """The snapshot after `actions`. Raises TransitionError for what the tables forbid."""
     per_device: dict[str, list[MemberAction]] = defaultdict(list)
     groups = list(snapshot.groups)
-    state = snapshot.state
+    state, reason = snapshot.state, snapshot.reason
     for action in actions:
         if isinstance(action, MoveRollout):
             state = advance(state, action.to, f"rollout {snapshot.id}")
+            reason = action.reason or reason
         elif isinstance(action, MoveGroup):
             groups[action.group] = _move_group(groups[action.group], action, now)
         else:
             per_device[action.device].append(action)
     if per_device:
         groups = [_reduce_group(group, per_device, now) for group in groups]
-    return replace(snapshot, state=state, groups=tuple(groups))
+    return replace(snapshot, state=state, reason=reason, groups=tuple(groups))
 
 
 def _move_group(group: Group, action: MoveGroup, now: float) -> Group:

@@ -128,6 +128,29 @@ def test_job_updates_count_once_and_only_for_the_devices_own_jobs(home: Home, in
     assert states == {"job-a": "SUCCEEDED", "job-b": "QUEUED"}
 
 
+def report(version: int, boot: str, release: str) -> Message:
+    fixed: dict[str, Any] = {"isa": (), "engines": {}, "emulated": True, "architecture": "aarch64"}
+    return said(
+        wire.REPORTED, wire.Reported(version, boot, "1", "jetson", release=release, counter=version, **fixed)
+    )
+
+
+def test_reports_go_by_version_within_one_start(home: Home, ingest: Ingest) -> None:
+    ingest.apply([report(5, "x", "kws:5"), report(4, "x", "kws:4"), report(5, "x", "kws:6")])
+    assert (device(home).release, device(home).reported_version) == ("kws:5", 5)
+    ingest.apply([report(1, "y", "kws:1")])
+    row = device(home)
+    assert (row.release, row.reported_counter, row.emulated) == ("kws:1", 1, True)
+    assert row.architecture == "aarch64" and row.reported["boot"] == "y"
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\udfff x"])
+def test_half_a_surrogate_pair_is_malformed(home: Home, ingest: Ingest, text: str) -> None:
+    payload = to_json(window(1)).replace(b'"start":""', f'"start":"{text}"'.encode())
+    assert ingest.apply([said(wire.TELEMETRY, payload), said(wire.TELEMETRY, window(2))])[0].message.seq == 2
+    assert ingest.counts.dropped == {"malformed": 1}
+
+
 def test_absent_devices_are_forgotten(home: Home, ingest: Ingest) -> None:
     home.device("b")
     ingest.apply([presence(True, "1"), said(wire.PRESENCE, wire.Presence(True, "1"), device="b")])

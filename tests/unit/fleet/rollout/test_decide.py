@@ -47,6 +47,10 @@ def test_canary_failure_rolls_back_without_telling_the_rest() -> None:
     assert not any(isinstance(a, SendBack) for a in run.actions)
     told = [a.device for a in run.actions if isinstance(a, EndJob) and a.tell]
     assert told == []
+    assert (
+        run.state.reason
+        == "group 'canary': 1 of 1 device(s) failed, 0 allowed (d0); no device had to go back"
+    )
 
 
 def test_rollback_sends_back_who_has_it_and_who_may_get_it() -> None:

@@ -330,3 +330,28 @@ def test_pause_and_error_pause(fleet: Fleet) -> None:
     fleet.obey()
     fleet.tick()
     assert fleet.state(rollout) == "FINISHED"
+
+
+def test_a_kill_between_the_parts_of_a_large_step(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one action each: what was committed before the crash stays, the next tick does the rest."""
+    monkeypatch.setattr("edgekit_fleet.rollout.engine.PART", 1)
+    rollout = fleet.create(Strategy((Phase("all", deadline_s=60),)))
+    fleet.crash = "d2"
+    with pytest.raises(RuntimeError, match="power cut"):
+        fleet.tick()
+    told = 4 - len(fleet.waiting(rollout))
+    assert 0 < told < 4
+    fleet.crash = ""
+    fleet.tick()
+    assert fleet.waiting(rollout) == []
+    assert sorted(fleet.obey()) == ["d0", "d1", "d2", "d3"]
+    fleet.engine.command(rollout, "rollback", fleet.now)
+    fleet.crash = "d1"
+    with pytest.raises(RuntimeError, match="power cut"):
+        fleet.tick()
+    fleet.crash = ""
+    fleet.tick()
+    assert len(fleet.obey()) == 4
+    fleet.tick()
+    assert fleet.state(rollout) == "ROLLED_BACK"
+    assert set(fleet.jobs(rollout, "back").values()) == {"SUCCEEDED"}
