@@ -55,9 +55,12 @@ def parse_json(
     if len(data) > max_bytes:
         raise error(f"{what}: {len(data)} bytes, more than the {max_bytes} allowed")
     try:
-        return json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        value = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        if b"\\u" in data:  # half of a surrogate pair is no text: it could not be written anywhere again
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise error(f"{what}: not valid JSON: {exc}") from None
+    return value
 
 
 def from_plain(cls: type[T], plain: Any, *, what: str, error: type[EdgekitError] = ConfigError) -> T:

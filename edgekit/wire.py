@@ -80,7 +80,7 @@ class Assignment:
     release: str
     """ "name:version" """
     bundle_digest: str
-    """sha256:... of the bundle's index.json: which bundle, whatever the file around it."""
+    """sha256:... of the bundle's index blob: which bundle, whatever the file around it."""
     bundle_size_bytes: int
     url_path: str
     """Where the fleet's device endpoint serves the bundle, e.g. /v1/bundles/sha256:..."""

@@ -74,8 +74,8 @@ def verify(blobs: Blobs, bundle_digest: str, trusted: Sequence[VerifyKey]) -> Co
     Raises FormatError, DigestError or SignatureError.
     """
     index_bytes = _load(blobs, bundle_digest, "bundle index", MAX_INDEX_BYTES)
-    index = oci.parse(oci.Index, index_bytes, "bundle index")
-    signatures = [d for d in index.manifests if d.artifactType == oci.SIGNATURE]
+    index = oci.parse_index(index_bytes, "bundle index")
+    signatures = [d for d in index.manifests if (d.annotations or {}).get(oci.KIND) == oci.SIGNATURE]
     if len(signatures) != 1:
         raise SignatureError(f"the bundle holds {len(signatures)} signatures, expected one", "build it again")
     signature_manifest = _manifest(blobs, signatures[0], "signature manifest", oci.SIGNATURE)
@@ -100,7 +100,7 @@ def verify(blobs: Blobs, bundle_digest: str, trusted: Sequence[VerifyKey]) -> Co
         release=manifests[-1][0],
         signature=oci.descriptor(oci.MANIFEST, codec.to_json(signature_manifest)),
     )
-    if codec.to_json(expected) != index_bytes:
+    if oci.index_bytes(expected) != index_bytes:
         raise FormatError("the bundle's index does not list what was signed", "it was edited")
     if signature_manifest != signature_manifest_for(envelope_bytes, manifests[-1][0]):
         raise FormatError("signature manifest: not the one that belongs to this bundle", "it was edited")
@@ -118,21 +118,26 @@ def build_index(
 ) -> oci.Index:
     """The one index of these manifests. Its SHA-256 is the bundle's digest."""
     listed = [
-        oci.Descriptor(
-            oci.MANIFEST,
-            manifest.digest,
-            manifest.size,
-            {oci.PROFILE: entry.config.profile, oci.VARIANT_NAME: entry.config.variant},
+        _listed(
+            manifest,
             oci.platform(entry.config.architecture),
-            oci.VARIANT,
+            {
+                oci.KIND: oci.VARIANT,
+                oci.PROFILE: entry.config.profile,
+                oci.VARIANT_NAME: entry.config.variant,
+            },
         )
         for manifest, entry in variants
     ]
     others = [
-        oci.Descriptor(oci.MANIFEST, manifest.digest, manifest.size, None, oci.UNKNOWN, kind)
+        _listed(manifest, oci.UNKNOWN, {oci.KIND: kind})
         for manifest, kind in ((sbom, oci.SBOM), (release, oci.RELEASE), (signature, oci.SIGNATURE))
     ]
     return oci.index(*listed, *others)
+
+
+def _listed(manifest: oci.Descriptor, platform: oci.Platform, annotations: dict[str, str]) -> oci.Descriptor:
+    return oci.Descriptor(oci.MANIFEST, manifest.digest, manifest.size, annotations, platform)
 
 
 def signature_manifest_for(envelope: bytes, release: oci.Descriptor) -> oci.Manifest:
@@ -218,7 +223,7 @@ class _Reader:
         self._empty(manifest.config)
         layer = _only_layer(manifest, "release manifest", oci.RELEASE_DOCUMENT)
         document = oci.parse(ReleaseDocument, self._document(layer, "release document"), "release document")
-        if document.bundle_version != BUNDLE_VERSION:
+        if document.bundle_version != BUNDLE_VERSION or isinstance(document.bundle_version, bool):
             raise FormatError(f"release document: unknown version {document.bundle_version}")
         names.check_text(document.info.name, "release name")
         names.check_text(document.info.version, "release version")
@@ -250,9 +255,16 @@ class _Reader:
         if len(model) + len(samples) != len(files):
             raise FormatError(f"{what}: a file of an unexpected kind")
         names.check_variant(config.variant)
+        names.check_variant(config.profile)
         if not config.inputs or not config.outputs:
             raise FormatError(f"{what}: a model without inputs or outputs")
         names.check_files(tuple(blob.name for blob in model), config.files)
+        if (
+            golden.samples < 1
+            or golden.max_abs_difference < 0
+            or not 0 <= golden.min_reference_agreement <= 1
+        ):
+            raise FormatError(f"{what}: its golden document is out of range")
         names.check_golden(tuple(blob.name for blob in samples), golden)
         return VariantEntry(config, certificate, golden, model, samples, mine.digest)
 

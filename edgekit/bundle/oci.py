@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,6 +37,8 @@ IN_TOTO = "application/vnd.in-toto+json"
 TITLE = "org.opencontainers.image.title"
 PROFILE = "vnd.edgekit.profile"
 VARIANT_NAME = "vnd.edgekit.variant"
+KIND = "vnd.edgekit.kind"
+"""What a manifest in the index is, by its artifact type: skopeo 1.9 drops `artifactType` from an index."""
 PLAINTEXT_DIGEST = "vnd.edgekit.plaintext.digest"
 PLAINTEXT_SIZE = "vnd.edgekit.plaintext.size"
 
@@ -111,6 +114,30 @@ def index(*manifests: Descriptor) -> Index:
 def parse(cls: type[T], data: bytes, what: str) -> T:
     """A canonical document. Raises FormatError; one value has one spelling."""
     return codec.from_canonical_json(cls, data, what=what, error=FormatError)
+
+
+def index_bytes(value: Index) -> bytes:
+    """An index in the field order of the OCI reference implementation (Go), annotations sorted.
+
+    Tools like skopeo write the index of what they copy anew; spelled like this it stays the same bytes.
+    """
+    plain = codec.to_plain(value)
+    for item in plain["manifests"]:
+        if "annotations" in item:
+            item["annotations"] = dict(sorted(item["annotations"].items()))
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_index(data: bytes, what: str) -> Index:
+    """An index in the spelling of `index_bytes`. Raises FormatError."""
+    value = codec.from_json(Index, data, what=what, error=FormatError)
+    try:
+        canonical = index_bytes(value) == data
+    except ValueError:  # lone surrogates and infinite numbers, which are never written
+        canonical = False
+    if not canonical:
+        raise FormatError(f"{what}: not in canonical form", "it was edited or damaged; fetch it again")
+    return value
 
 
 def hex_of(value: str, what: str) -> str:

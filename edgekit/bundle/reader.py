@@ -136,7 +136,7 @@ def open(where: Path | str | bytes | bytearray | memoryview, trusted: Sequence[V
 
 def outer_index(digest: str, size: int) -> bytes:
     """index.json of a bundle file: it names the bundle's index and nothing else."""
-    return codec.to_json(oci.index(oci.Descriptor(oci.INDEX, digest, size)))
+    return oci.index_bytes(oci.index(oci.Descriptor(oci.INDEX, digest, size)))
 
 
 def file_aad(name: str, plaintext_sha256: str) -> bytes:
@@ -174,7 +174,7 @@ def _outer_digest(source: Source, member: archive.Member, sizes: Mapping[str, in
     if member.size > MAX_OUTER_INDEX:
         raise FormatError(f"index.json: {member.size} bytes, more than the {MAX_OUTER_INDEX} allowed")
     data = source.read(member.offset, member.size)
-    index = oci.parse(oci.Index, data, "index.json")
+    index = oci.parse_index(data, "index.json")
     digest = index.manifests[0].digest if len(index.manifests) == 1 else ""
     size = sizes.get(oci.hex_of(digest, "index.json"), -1)
     if data != outer_index(digest, size):

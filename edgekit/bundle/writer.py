@@ -90,9 +90,11 @@ def to_bytes(
     envelope = dsse.sign(oci.IN_TOTO, codec.to_json(statement), [signer])
     writer.add(oci.DSSE, envelope)
     signature = writer.document(oci.MANIFEST, signature_manifest_for(envelope, release_manifest))
-    index = writer.document(
+    index = writer.add(
         oci.INDEX,
-        build_index(manifests, sbom=sbom_manifest, release=release_manifest, signature=signature),
+        oci.index_bytes(
+            build_index(manifests, sbom=sbom_manifest, release=release_manifest, signature=signature)
+        ),
     )
     data = _archive(writer.blobs, index)
     bundle_reader.open(data, [signer.public()])

@@ -46,7 +46,7 @@ class Forge:
             "signature manifest": oci.SIGNATURE,
         }
         if kind in of_kind:
-            return _hex([m for m in listed if m["artifactType"] == of_kind[kind]][number])
+            return _hex([m for m in listed if m["annotations"][oci.KIND] == of_kind[kind]][number])
         if kind == "index":
             return self.index
         if kind in ("release", "sbom", "envelope"):
@@ -99,7 +99,9 @@ class Forge:
 
         def change(statement: Any) -> None:
             listed = [
-                _hex(m) for m in self.json(self.index)["manifests"] if m["artifactType"] != oci.SIGNATURE
+                _hex(m)
+                for m in self.json(self.index)["manifests"]
+                if m["annotations"][oci.KIND] != oci.SIGNATURE
             ]
             for subject, digest in zip(statement["subject"], listed, strict=False):
                 subject["digest"]["sha256"] = digest
@@ -138,9 +140,24 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _dump(document: Any) -> bytes:
     """Canonical where it can be: an attacker also writes NaN."""
     try:
+        if isinstance(document, dict) and "manifests" in document:
+            return json.dumps(_index_order(document), separators=(",", ":"), allow_nan=False).encode()
         return codec.to_json(document)
     except ValueError:
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _index_order(index: dict[str, Any]) -> dict[str, Any]:
+    """Fields of an index in the order in which a builder writes them."""
+    first = ("schemaVersion", "mediaType", "manifests", "digest", "size", "annotations", "platform")
+
+    def rank(item: tuple[str, Any]) -> tuple[int, str]:
+        return (first.index(item[0]) if item[0] in first else len(first), item[0])
+
+    manifests = index["manifests"]
+    if isinstance(manifests, list) and all(isinstance(m, dict) for m in manifests):
+        index = {**index, "manifests": [dict(sorted(m.items(), key=rank)) for m in manifests]}
+    return dict(sorted(index.items(), key=rank))
 
 
 def _hex(descriptor: Any) -> str:

@@ -32,9 +32,7 @@ def test_what_the_fleet_reads() -> None:
     assert phase("a:2,on_success=next,where=id in (x, y)").where == "id in (x, y)"
 
 
-@pytest.mark.parametrize(
-    "text", ["a:1,soak", "a:1,soap=5", "a:1,errors=many", "a:1,success=x", "a:1,soak=5y"]
-)
+@pytest.mark.parametrize("text", ["a,soak", "a,soap=5", "a,errors=many", "a,success=x", "a,soak=5y"])
 def test_mistakes(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(text)
