@@ -43,6 +43,12 @@ RESERVED = frozenset({"fleet"})
 """User names on the broker that are not devices."""
 
 
+class NotReady(InputError):
+    """The fleet lacks something that enrolment hands out."""
+
+    http_status = 409
+
+
 @dataclass(frozen=True)
 class TokenRequest:
     device: str = ""
@@ -124,8 +130,12 @@ def enroll(
     the caller renews the revocation lists.
 
     Raises AuthError (401) for a token that is unknown, used or expired; InputError (400) for a bad
-    request, which leaves the token usable.
+    request and NotReady (409) while no builder is trusted, which leave the token usable.
     """
+    if not builders:  # the device would have nothing to verify a bundle with, for good
+        raise NotReady(
+            "this fleet trusts no builder yet", "on the fleet: edgekit-fleet trust add builder.pub"
+        )
     if len(request.csr_pem) > MAX_PEM or len(request.sealing_key_pem) > MAX_PEM:
         raise InputError("enrolment: a key is too large", "send one PEM document each")
     sealing = RecipientKey.from_pem(request.sealing_key_pem.encode(), "sealing_key_pem")

@@ -33,8 +33,16 @@ pytestmark = pytest.mark.xdist_group("fleet-core")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def signer() -> SigningKey:
+    return SigningKey.generate()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, signer: SigningKey) -> Iterator[Lab]:
     with make_lab(tmp_path_factory.mktemp("fleet-core")) as made:
+        builder = made.folder / "builder.pub"
+        builder.write_bytes(signer.public().to_pem())
+        made.trust(builder)
         made.up()
         yield made
 
@@ -50,15 +58,10 @@ def bob(lab: Lab) -> RawDevice:
 
 
 @pytest.fixture(scope="module")
-def release(lab: Lab) -> dict[str, Any]:
+def release(lab: Lab, signer: SigningKey) -> dict[str, Any]:
     """A published bundle, encrypted to this fleet."""
-    keys = Keys(SigningKey.generate(), SealingKey.load(lab.state / "keys" / "recipient.pem"))
+    keys = Keys(signer, SealingKey.load(lab.state / "keys" / "recipient.pem"))
     path, _ = tiny_bundle(lab.folder, keys=keys)
-    builder = lab.folder / "builder.pub"
-    builder.write_bytes(keys.signer.public().to_pem())
-    status, answer = lab.api("POST", "/v1/releases", raw=path.read_bytes())
-    assert (status, answer["error"]) == (400, "this fleet trusts no builder yet")
-    lab.trust(builder)
     status, answer = lab.api("POST", "/v1/releases", raw=path.read_bytes())
     assert status == 201, answer
     return {**answer, "bytes": path.read_bytes()}

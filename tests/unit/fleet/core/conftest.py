@@ -12,9 +12,10 @@ from edgekit_fleet.config import Keys, State
 from edgekit_fleet.db import Database
 from edgekit_fleet.enroll import Address, EnrollAnswer, EnrollRequest, TokenRequest
 
-from edgekit.crypto.keys import SealingKey
+from edgekit.crypto.keys import SealingKey, SigningKey
 from edgekit.crypto.x509 import make_csr, new_device_key
 
+BUILDER = SigningKey.generate().public()
 ADDRESS = Address("https://fleet:1", "https://fleet:2", "fleet", 3)
 
 
@@ -37,7 +38,7 @@ class Home:
         return EnrollRequest(token, csr, key.public().to_pem().decode(), profile, device)
 
     def enroll(self, request: EnrollRequest) -> tuple[EnrollAnswer, bool]:
-        return enroll.enroll(self.db, self.keys, ADDRESS, [], request)
+        return enroll.enroll(self.db, self.keys, ADDRESS, [BUILDER], request)
 
     def device(self, name: str) -> EnrollAnswer:
         return self.enroll(self.request(self.token(device=name), name))[0]

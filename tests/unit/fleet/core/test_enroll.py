@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from edgekit.crypto.x509 import common_name, serial_number
 from edgekit.errors import AuthError, EdgekitError, InputError
-from tests.unit.fleet.core.conftest import Home
+from tests.unit.fleet.core.conftest import ADDRESS, Home
 
 
 def test_only_the_hash_of_a_token_is_stored(home: Home) -> None:
@@ -54,6 +54,13 @@ def test_the_certificate_names_the_device_whatever_the_request_says(home: Home) 
         assert fleet_devices.may_connect(connection, "edge-1", f"{serial_number(pem):x}")
         assert not fleet_devices.may_connect(connection, "edge-1", "1")
         assert not fleet_devices.may_connect(connection, "edge-2", f"{serial_number(pem):x}")
+
+
+def test_without_a_trusted_builder_nothing_is_used_up(home: Home) -> None:
+    request = home.request(home.token(device="a"), "a")
+    with pytest.raises(enroll.NotReady, match="trusts no builder"):
+        enroll.enroll(home.db, home.keys, ADDRESS, [], request)
+    assert len(home.enroll(request)[0].builder_keys_pem) == 1
 
 
 def test_what_the_token_prescribes_wins(home: Home) -> None:

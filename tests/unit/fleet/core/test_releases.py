@@ -98,6 +98,11 @@ def test_strangers_are_refused_and_leave_nothing(home: Home, builder: Keys, tmp_
     assert files(home) == []
 
 
+def test_a_fleet_that_trusts_nobody_says_so(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(SignatureError, match="trusts no builder yet"):
+        publish(home, tiny_bundle(tmp_path)[0])
+
+
 def test_uploads_are_bounded_and_leftovers_removed(home: Home) -> None:
     upload = Upload(home.state, limit=10)
     upload.write(b"0123456789")
