@@ -35,10 +35,9 @@ HOSTS = ("py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "deb." + "d
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Every command and sub-command, by the words a person types."""
+    from edgekit.cli import parser as toolkit
     from edgekit_agent.main import parser as agent
     from edgekit_fleet.main import parser as fleet
-
-    from edgekit.cli import parser as toolkit
 
     found: dict[str, argparse.ArgumentParser] = {}
     for root in (toolkit(), agent(), fleet()):

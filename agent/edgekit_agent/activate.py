@@ -149,19 +149,25 @@ class Activator:
     # -- the worker thread ---------------------------------------------------------------------
 
     def run(self) -> None:
+        lost = False
         while not self._stopping.is_set():
-            self._wake.clear()
-            entry = self._store.active() or self._begin()
-            if entry is None:
-                self._wake.wait()
-                continue
             try:
+                self._wake.clear()
+                entry = self._store.active() or self._begin()
+                if entry is None:
+                    self._wake.wait()
+                    continue
+                if lost:
+                    entry = self._edge(entry, stages.step(entry, Event.RESTART))
+                    lost = False
                 self._do(entry)
             except Stopping:
                 return
             except SystemFault as exc:
-                # The journal itself cannot be written: wait, the job is where it was.
+                # The journal itself cannot be written (a full disk): the job is where it was, as after
+                # a restart.
                 log.error("%s", exc)
+                lost = True
                 self._stopping.wait(5)
 
     def _begin(self) -> Activation | None:
@@ -279,7 +285,7 @@ class Activator:
                 log.warning("%s does not fit this device: %s", variant.config.variant, exc)
                 continue
             log.info("%s: %d golden samples, %.3g ms", variant.config.variant, found.samples, found.run_ms)
-            work.prepared = prepared
+            work.prepared, work.key = prepared, None
             return
         raise first or EngineError("no variant could be probed")
 
@@ -287,10 +293,11 @@ class Activator:
         """Put the previous release back: from memory, or from its ciphertext."""
         failed = self._supervisor.release
         release = self._store.release("current")
-        back = self._previous
-        if back is None and release is not None:
+        back, self._previous = self._previous, None
+        if release is None:
+            back = None
+        elif back is None or (back.release, back.variant) != (release.assignment.release, release.variant):
             back = self._reload(release)
-        self._previous = None
         try:
             self._supervisor.restore(back, stages.STAGE_LIMIT_S[Stage.ROLLBACK])
         finally:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from edgekit import bundle
 from edgekit.bundle import Bundle
+from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import SealingKey, VerifyKey
-from edgekit.errors import EngineError, InputError
+from edgekit.errors import EngineError
 from edgekit_agent import device
 from edgekit_agent.config import DeviceSection, ServeSection
 from edgekit_agent.prepare import Prepared, fitting, into_memory
@@ -37,8 +38,9 @@ def serve(
     Raises BundleError, InputError, EngineError, SystemFault (busy port) before anything is served.
     """
     here = device.describe(DeviceSection("standalone", profile, emulated))
-    opened = bundle.open(path, [VerifyKey.load(one) for one in trust])
-    content_key = _content_key(opened, key)
+    ring = KeyRing.at()  # on the machine that built the bundle, its keys are at hand
+    opened = bundle.open(path, [VerifyKey.load(one) for one in trust or [ring.builder_public]])
+    content_key = _content_key(opened, key or ring.recipient_private)
     supervisor = Supervisor(section)
     supervisor.bind()
     try:
@@ -58,12 +60,8 @@ def serve(
         supervisor.stop()
 
 
-def _content_key(opened: Bundle, key: Path | None) -> bytes | None:
-    if not opened.encrypted:
-        return None
-    if key is None:
-        raise InputError("the bundle is encrypted", "give a recipient's private key with --key recipient.pem")
-    return opened.content_key(SealingKey.load(key))
+def _content_key(opened: Bundle, key: Path) -> bytes | None:
+    return opened.content_key(SealingKey.load(key)) if opened.encrypted else None
 
 
 def _first_that_fits(opened: Bundle, here: device.Device, content_key: bytes | None) -> Prepared:

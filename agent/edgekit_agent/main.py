@@ -55,11 +55,14 @@ def parser() -> argparse.ArgumentParser:
 def _serve_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgekit file")
     command.add_argument(
-        "--key", type=Path, metavar="FILE", help="private key of a recipient (recipient.pem)"
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="private key of a recipient (default: the key ring's recipient.pem)",
     )
     command.add_argument(
-        "--trust", type=Path, action="append", required=True, metavar="FILE",
-        help="public key of a builder that is trusted (builder.pub); may be repeated",
+        "--trust", type=Path, action="append", default=[], metavar="FILE",
+        help="public key of a trusted builder; may be repeated (default: the key ring's builder.pub)",
     )  # fmt: skip
     command.add_argument("--profile", default="auto", help="device profile (default: auto)")
     _emulated_option(command)

@@ -1,4 +1,4 @@
-"""`python -m edgekit_agent.worker`: the serving process, started by launch.start, told what to do by messages.
+"""`python -m edgekit_agent.worker`: the serving process, started by launch.start, led by messages.
 
 It holds no keys and no state: when it dies, the supervisor starts another on the same listening sockets
 and loads the release again from its own memory. It dies when the supervisor does.

@@ -7,11 +7,11 @@ import importlib.metadata
 import pkgutil
 from functools import cache
 
-from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel
+from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, versions
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineMissing
 
-__all__ = ["Backend", "Calibration", "Recipe", "SourceModel", "TensorSpec", "get", "names"]
+__all__ = ["Backend", "Calibration", "Recipe", "SourceModel", "TensorSpec", "get", "names", "versions"]
 
 
 @cache

@@ -22,6 +22,7 @@ from edgekit.errors import EngineError, EngineMissing
 from edgekit.profile import CalibrationPolicy, Target
 
 _NAME = "openvino"
+_INSTALL = "pip install 'edgekit-toolkit[build]'"
 
 
 class Engine:
@@ -45,36 +46,43 @@ class Engine:
             yield Recipe(_NAME, precision, options, runtime_options, needs_calibration=True)
 
     def build(self, model: SourceModel, recipe: Recipe, calibration: Calibration) -> dict[str, bytes]:
-        library, nncf = _libraries()
+        library = _openvino()
         try:
             graph = library.Core().read_model(model.onnx)
             if recipe.precision == "int8":
-                graph = _quantize(nncf, graph, recipe, calibration)
+                graph = _quantize(graph, recipe, calibration)
             with tempfile.TemporaryDirectory(prefix="edgekit-ov-") as name:
                 path = Path(name) / "model.xml"
                 library.save_model(graph, path, compress_to_fp16=recipe.precision == "fp16")
                 return {"model.xml": _reproducible(path.read_bytes()), "model.bin": _weights(path)}
+        except EngineMissing:
+            raise
         except Exception as exc:  # both libraries raise RuntimeError and many others
             words = str(exc).strip().splitlines()
             last = words[-1] if words else type(exc).__name__
             raise EngineError(f"{recipe.name}: cannot build: {last}") from None
 
 
-def _libraries() -> tuple[Any, Any]:
+def _openvino() -> Any:
+    # The engine imports it first: that is where its telemetry is switched off, nncf's too.
+    runtimes.get(_NAME).version()
+    import openvino
+
+    return openvino
+
+
+def _nncf() -> Any:
+    """Takes seconds to import, and only int8 needs it."""
     try:
-        # The engine imports it first: that is where its telemetry is switched off, nncf's too.
-        runtimes.get(_NAME).version()
         import nncf
-        import openvino
     except ImportError as exc:
-        raise EngineMissing(
-            f"cannot build for {_NAME}: {exc}", "pip install 'edgekit-toolkit[build]'"
-        ) from None
+        raise EngineMissing(f"cannot build int8 for {_NAME}: {exc}", _INSTALL) from None
     nncf.set_log_level(logging.ERROR)
-    return openvino, nncf
+    return nncf
 
 
-def _quantize(nncf: Any, graph: Any, recipe: Recipe, calibration: Calibration) -> Any:
+def _quantize(graph: Any, recipe: Recipe, calibration: Calibration) -> Any:
+    nncf = _nncf()
     count = len(next(iter(calibration.values())))
     rows = [
         {name: np.ascontiguousarray(array[i : i + 1]) for name, array in calibration.items()}

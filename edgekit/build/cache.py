@@ -1,6 +1,6 @@
 """Content-addressed cache: the same question is answered from disk, and a damaged answer is not an answer.
 
-One file per entry: a line of JSON (name -> [size, sha256]), then the contents in that order.
+One file per entry: the SHA-256 of what follows, a line of JSON (name -> size), the contents in that order.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edgekit
 from edgekit import codec
 from edgekit.errors import SystemFault
 from edgekit.files import write_bytes
 
-FORMAT = 1
+FORMAT = 2
 
 
 def default_folder() -> Path:
@@ -29,8 +30,9 @@ def default_folder() -> Path:
 
 
 def key_of(kind: str, question: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of everything the answer depends on."""
-    return hashlib.sha256(codec.to_json({"format": FORMAT, "kind": kind, **question})).hexdigest()
+    """Hex SHA-256 of everything the answer depends on, edgekit's own version included."""
+    asked = {"format": FORMAT, "edgekit": edgekit.__version__, "kind": kind, **question}
+    return hashlib.sha256(codec.to_json(asked)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,19 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Names and contents as one byte string."""
-    head = {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in files.items()}
-    return json.dumps(head).encode() + b"\n" + b"".join(files.values())
+    """Names and contents as one byte string under one digest."""
+    sizes = {name: len(data) for name, data in files.items()}
+    body = json.dumps(sizes).encode() + b"\n" + b"".join(files.values())
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """The inverse of `pack`. Raises ValueError when anything is damaged."""
-    line, _, rest = data.partition(b"\n")
+    """The inverse of `pack`. Raises ValueError when a single bit differs."""
+    digest, _, body = data.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError("damaged")
+    line, _, rest = body.partition(b"\n")
     files: dict[str, bytes] = {}
-    try:
-        for name, (size, digest) in json.loads(line).items():
-            content, rest = rest[:size], rest[size:]
-            if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError(f"{name} is damaged")
-            files[name] = content
-    except (AttributeError, TypeError) as exc:
-        raise ValueError("not a cache entry") from exc
-    if rest:
-        raise ValueError("trailing bytes")
+    for name, size in json.loads(line).items():
+        files[name], rest = rest[:size], rest[size:]
     return files

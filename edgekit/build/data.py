@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from edgekit.bundle.model import Affine, Preprocessing, TensorSpec
 from edgekit.errors import DataError, InputError
-from edgekit.runtimes._base import DTYPE_NAMES
+from edgekit.runtimes._base import DTYPE_NAMES, DTYPES
 from edgekit.runtimes._preprocess import to_engine
 
 FEW_ROWS = 32
-_SPEC = re.compile(r"(?P<path>.+?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_SPEC = re.compile(r"(?P<path>.+?)(?:\[(?P<start>\d{0,18}):(?P<stop>\d{0,18})\])?")
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def stored_dtypes(text: str, specs: Sequence[TensorSpec], naming: Naming) -> dic
     """Open Inference Protocol data type of each model input as the file stores it."""
     path, _ = _parse(text)
     arrays = _arrays(path)
+    names = _match(text, arrays, specs, naming)
     return {
-        model: DTYPE_NAMES.get(arrays[name].dtype.newbyteorder("<"), str(arrays[name].dtype))
-        for model, name in _match(text, arrays, specs, naming).items()
+        model: DTYPE_NAMES.get(arrays[name].dtype, str(arrays[name].dtype)) for model, name in names.items()
     }
 
 
@@ -97,6 +97,10 @@ def affine(text: str, specs: Sequence[TensorSpec], stored: Mapping[str, str]) ->
         scale, offset = (float(part) for part in figures.split(","))
     except ValueError:
         raise DataError(f"--affine {text!r}: needs two numbers", "as [INPUT:]SCALE,OFFSET") from None
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        raise DataError(f"--affine {text!r}: the scale must be finite and not 0, the offset finite")
+    if stored[name] not in DTYPES:
+        raise DataError(f"--affine {text!r}: the data stores {name!r} as {stored[name]}", "store numbers")
     return Affine(name, stored[name], scale, offset)
 
 
@@ -110,15 +114,23 @@ def _parse(text: str) -> tuple[Path, slice]:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:  # NumPy forgets to close what it cannot read
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: one array, not an .npz", "save it with numpy.savez")
-            return {name: file[name] for name in file.files}
+            arrays = {name: archive[name] for name in archive.files}
+    except DataError:
+        raise
     except OSError as exc:
         raise DataError(f"cannot read {path}: {exc.strerror or exc}", "check the path") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as exc:
+    except Exception as exc:  # zipfile, zlib and NumPy's own parser raise a dozen types
         hint = "save plain arrays with numpy.savez; object arrays (pickle) are never loaded"
-        raise DataError(f"{path}: not a NumPy .npz: {exc}", hint) from None
+        raise DataError(f"{path}: not a NumPy .npz: {str(exc) or type(exc).__name__}", hint) from None
+    for name, array in arrays.items():
+        # NumPy hands over members that are no arrays as bytes.
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            raise DataError(f"{path}: {name!r} is not an array with rows", "save arrays with numpy.savez")
+    return arrays
 
 
 def _match(

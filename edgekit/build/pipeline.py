@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit import codec, host
+from edgekit.backends import Recipe
 from edgekit.build import certify, choose, data, gates, plan, source
 from edgekit.build.cache import Cache
 from edgekit.build.certify import Context
@@ -59,8 +61,8 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
     """Build, measure and choose. Raises InputError for bad input, GateError when a profile has nothing."""
     begin = time.monotonic()
     progress = progress or Silent()
-    context, calibration = prepare(request)
     tried, notes = plan_only(request)
+    context, calibration = prepare(request, cache)
     workshop = Workshop(context, calibration, cache, progress)
     outcomes = _judge_all(tried, request, context, workshop)
     chosen = [choose.best(profile, outcomes, request.objective) for profile in request.profiles]
@@ -91,11 +93,13 @@ def plan_only(request: Request) -> tuple[list[plan.Candidate], list[str]]:
     return [c for found, _ in plans for c in found], [note for _, notes in plans for note in notes]
 
 
-def prepare(request: Request) -> tuple[Context, data.Data]:
+def prepare(request: Request, cache: Cache) -> tuple[Context, data.Data]:
     """Read model and data, and check that they fit each other. Raises ModelError, DataError."""
-    model = source.load(request.model)
+    model = source.load(request.model, cache)
     stored = data.stored_dtypes(request.evaluate, model.inputs, request.naming)
     steps = tuple(data.affine(text, model.inputs, stored) for text in request.affine)
+    if len({step.input for step in steps}) != len(steps):
+        raise DataError("--affine: an input is named twice", "name each once")
     preprocessing = Preprocessing(steps)
     calibration = data.load(
         request.calibration, model.inputs, preprocessing, request.naming, need_labels=False
@@ -137,11 +141,15 @@ def _judge_all(
     tried: Sequence[plan.Candidate], request: Request, context: Context, workshop: Workshop
 ) -> list[Outcome]:
     """Build side by side, measure one after the other (timings), judge each."""
-    recipes = {codec.to_json(c.recipe): c.recipe for c in tried}
-    recipes |= {codec.to_json(plan.baseline(c)): plan.baseline(c) for c in tried}
+    recipes = {_bytes_of(recipe): recipe for c in tried for recipe in (c.recipe, plan.baseline(c))}
     with ThreadPoolExecutor(max_workers=max(1, request.jobs)) as pool:
         made = dict(zip(recipes, pool.map(workshop.make, recipes.values()), strict=True))
     return [_outcome(candidate, request, context, workshop, made) for candidate in tried]
+
+
+def _bytes_of(recipe: Recipe) -> bytes:
+    """Recipes that make the same files: what the device's engine is told does not change them."""
+    return codec.to_json(dataclasses.replace(recipe, runtime_options={}))
 
 
 def _outcome(
@@ -152,8 +160,7 @@ def _outcome(
     made: dict[bytes, Made],
 ) -> Outcome:
     try:
-        own = made[codec.to_json(candidate.recipe)]
-        base = made[codec.to_json(plan.baseline(candidate))]
+        own, base = made[_bytes_of(candidate.recipe)], made[_bytes_of(plan.baseline(candidate))]
         measurement = workshop.measure(candidate, own, base)
     except EngineError as exc:
         return Outcome(candidate, error=exc.message)

@@ -13,7 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from edgekit import backends, codec
 from edgekit.build import measure
 from edgekit.errors import EdgekitError, EngineError
+from edgekit.files import storage_fault
 
 TIMEOUT_S = 900.0
 
@@ -41,10 +43,10 @@ class Job:
 
 def run(job: Job, timeout_s: float = TIMEOUT_S) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The child's result and files. Raises EngineError, in one line, whatever happened to the child."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
-        folder = Path(name)
+    with _scratch() as folder:
         _write(folder, job)
-        command = [sys.executable, "-m", __name__, str(folder)]
+        # -P: a file in the current folder must not stand in for a library.
+        command = [sys.executable, "-P", "-m", __name__, str(folder)]
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
@@ -58,6 +60,16 @@ def run(job: Job, timeout_s: float = TIMEOUT_S) -> tuple[dict[str, Any], dict[st
         if "error" in result:
             raise EngineError(result["error"], result["hint"])
         return result, _read_tree(folder / "out")
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for one job. Raises SystemFault when the disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekit-job-") as name:
+            yield Path(name)
+    except OSError as exc:
+        raise storage_fault(Path(exc.filename or tempfile.gettempdir()), exc) from None
 
 
 def _end(code: int, stderr: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from edgekit.build.measure import Measured, Plan
 from edgekit.build.measurement import Measurement
 from edgekit.build.progress import Progress
 from edgekit.errors import EngineError, EngineMissing
+
+MAX_MEASUREMENT = 256 * 1024 * 1024
+"""Bytes; it holds the answer to every evaluation row, and it is our own."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Workshop:
             return Made("", {}, exc)
         question = {
             "model": self.context.model.sha256,
-            "recipe": recipe,
+            "recipe": dataclasses.replace(recipe, runtime_options={}),
             "calibration": self.calibration.sha256 if recipe.needs_calibration else "",
             "preprocessing": self.context.preprocessing if recipe.needs_calibration else "",
             "tools": tools,
@@ -97,7 +101,8 @@ class Workshop:
         if key not in self._known:
             files = self._remembered(key) or self._fresh(key, candidate, own, base, reference)
             document = files.pop("measured.json")
-            self._known[key] = codec.from_json(Measured, document, what="measurement"), files
+            measured = codec.from_json(Measured, document, what="measurement", max_bytes=MAX_MEASUREMENT)
+            self._known[key] = measured, files
         return self._known[key]
 
     def _remembered(self, key: str) -> dict[str, bytes] | None:

@@ -23,7 +23,7 @@ class Port:
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """The Open Inference Protocol name of `dtype` ("FP32"), or NumPy's own where it has none."""
-    return DTYPE_NAMES.get(dtype, str(dtype))
+    return DTYPE_NAMES.get(dtype) or str(dtype)
 
 
 def difference(array: object, dtype: np.dtype[Any], shape: Sequence[int]) -> str:

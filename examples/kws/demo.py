@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from traffic import Traffic
 
 HERE = Path(__file__).resolve().parent
@@ -100,7 +101,18 @@ class Demo:
             words += ["--profile", profile]
         words += ["--calibration", calibration, "--evaluate", f"{DATA}[200:1000]", "--labels", "y"]
         words += ["--affine", f"{AFFINE_SCALE},{AFFINE_OFFSET}", "--label-names", LABELS]
-        words += ["--precision", "int8", "--objective", "size", "--name", "kws", "--version", version, "-o", bundle]
+        words += [
+            "--precision",
+            "int8",
+            "--objective",
+            "size",
+            "--name",
+            "kws",
+            "--version",
+            version,
+            "-o",
+            bundle,
+        ]
         words += ["--recipient", self.folder / "fleet" / "recipient.pub"]
         words += [] if gate else ["--no-gate"]
         self.call(*words, expect=expect, show=expect == 0)

@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("amputation")]
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
-    command = [UV, "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation", "-o"]
-    command = [*map(str, command), str(folder)]
+    command = [str(UV), "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation"]
+    command += ["--out-dir", str(folder)]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "SOURCE_DATE_EPOCH": "1767225600"}
     subprocess.run(command, cwd=ROOT, check=True, env=environment)
     return folder

@@ -25,7 +25,9 @@ TRUSTED = [KEYS.signer.public()]
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
     missing = [tool for tool in ("skopeo", "docker-registry") if not shutil.which(tool)]
-    assert not missing, f"{missing} missing: `make test` installs them, or apt-get install {' '.join(missing)}"
+    assert not missing, (
+        f"{missing} missing: `make test` installs them, or apt-get install {' '.join(missing)}"
+    )
 
 
 @pytest.fixture(scope="module")

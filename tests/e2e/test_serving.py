@@ -20,13 +20,13 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as triton
-from edgekit_agent import ipc, launch
-from edgekit_agent.messages import Load, Unload, Unloaded
-from edgekit_agent.serve.limits import Limits
 from tritonclient.utils import InferenceServerException
 
 from edgekit.bundle.model import EngineRange
 from edgekit.runtimes import Array
+from edgekit_agent import ipc, launch
+from edgekit_agent.messages import Load, Unload, Unloaded
+from edgekit_agent.serve.limits import Limits
 from tests.support.serving import Candidate, Stand, UnixConnection, keyword_spotter, linear, stand
 from tests.unit.runtimes import kws
 

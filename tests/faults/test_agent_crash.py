@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from edgekit_agent.store import Store
 
 from edgekit.wire import Assignment, JobState, Stage
+from edgekit_agent.stages import MAX_RESTARTS
+from edgekit_agent.store import Store
 from tests.support.devices import Client, release, variant, wait_for
 from tests.support.standin import StandIn, standin
 
@@ -58,6 +59,15 @@ class Device:
         finally:
             database.close()
         return str(row[0]), str(row[1])
+
+    def restarts(self, job: str) -> int:
+        """How often the agent was started again during this job, by its journal."""
+        database = sqlite3.connect(f"file:{self.state}/agent.db?mode=ro", uri=True, timeout=5)
+        try:
+            (count,) = database.execute("SELECT restarts FROM job WHERE job = ?", (job,)).fetchone()
+        finally:
+            database.close()
+        return int(count)
 
     def ended(self, job: str) -> bool:
         return JobState(self.journal(job)[0]).terminal
@@ -140,13 +150,11 @@ def test_agent_is_killed(device: Device, stage: Stage, delay_s: float) -> None:
 def test_agent_is_killed_again_and_again(device: Device) -> None:
     """Every start gets a little further; it ends, and never without a release."""
     job = device.assign(on_old(device)).job
-    for step in range(1, 30):
+    for step in range(1, 13):
         device.start()
-        time.sleep(0.15 * step)
-        ended = device.ended(job)
-        if ended:
-            break
+        time.sleep(0.2 * step)
         device.kill()
+    device.start()
     assert device.end_of(job).terminal
     wait_for("serving", lambda: device.client.request("GET", "/v2/health/live")[0] == 200)
     assert device.client.served_weight() in (OLD, NEW)
@@ -187,10 +195,14 @@ def test_serving_that_keeps_crashing_in_the_watch_is_rolled_back(device: Device)
 def test_power_fails_while_the_release_is_on_probation_too_often(device: Device) -> None:
     """A job during which the agent dies again and again is given up, and the old release stays."""
     job = device.assign(on_old(device), watch_s=60.0).job
-    for _ in range(6):
-        device.start()
-        reached(device, job, Stage.WATCH)
+    device.start()
+    reached(device, job, Stage.WATCH)
+    for restart in range(1, MAX_RESTARTS + 1):
         device.kill()
+        device.start()
+        wait_for("the journal of the restart", lambda n=restart: device.restarts(job) == n)  # type: ignore[misc]
+        reached(device, job, Stage.WATCH)
+    device.kill()
     device.start()
     assert device.end_of(job) is JobState.ROLLED_BACK
     wait_for("serving", lambda: device.client.request("GET", "/v2/health/live")[0] == 200)

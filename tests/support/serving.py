@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import itertools
 import socket
 from collections.abc import Iterator, Mapping
@@ -120,6 +121,19 @@ def linear(gain: float = 1.0, version: str = "1", *, width: int = 4) -> Candidat
     specs = (TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("y", "FP32", (-1, width)),)
     made = config("reference", *specs, tuple(files), labels=labels)
     return candidate(made, files, {"x": np.eye(width, dtype=np.float32)}, version)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(30)
+        self.sock.connect(str(self.path))
 
 
 @dataclasses.dataclass

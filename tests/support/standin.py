@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from edgekit_agent import config
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgekit import bundle, codec, wire
 from edgekit.crypto import dsse, sealing, x509
 from edgekit.crypto.keys import SealingKey, SigningKey
 from edgekit.wire import Assignment, JobNotify
+from edgekit_agent import config
 from tests.support.bundles import Keys
 from tests.support.devices import wait_for
 
@@ -143,7 +143,7 @@ class Broker:
         self._client.tls_set(f"{folder}/ca.pem", f"{folder}/device.pem", f"{folder}/device.key")
         self._client.on_connect = lambda client, *_: client.subscribe("ek/v1/#", 1)
         self._client.on_message = self._on_message
-        self._client.reconnect_delay_set(0.1, 0.5)
+        self._client.reconnect_delay_set(1, 1)
 
     def start(self) -> None:
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"

@@ -83,6 +83,10 @@ class Connection(asyncio.Protocol):
         if self.idle and self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
     # --- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -86,9 +86,12 @@ class Server:
         self._connections.discard(connection)
 
     def close(self) -> None:
+        """At once: what is not answered never will be. `drain` first for a friendly end."""
         self._clock.cancel()
         for server in self._servers:
             server.close()
+        for connection in list(self._connections):
+            connection.abort()
 
     def _connection(self) -> Connection:
         return Connection(self, self._parser)

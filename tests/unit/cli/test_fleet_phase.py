@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from edgekit_fleet.rollout.strategies import OnError, OnSuccess, Phase
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit import codec
 from edgekit.cli._fleet_phase import parse, seconds
 from edgekit.errors import EdgekitError, InputError
+from edgekit_fleet.rollout.strategies import OnError, OnSuccess, Phase
 
 
 def phase(text: str) -> Phase:

@@ -80,7 +80,7 @@ async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[S
         try:
             yield server, dispatcher, listener.getsockname()[1]
         finally:
-            await server.drain(0.2)
+            await server.drain(5)
             server.close()
             dispatcher.swap(None)
             await dispatcher.retired()
@@ -137,7 +137,9 @@ def test_chunked_bodies(with_wire: Callable[..., None]) -> None:
     async def test(wire: Wire) -> None:
         parts = [BODY[:10], BODY[10:11], BODY[11:]]
         chunks = b"".join(b"%x;a=b\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-        wire.send(b"POST /v2/models/kws/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+        wire.send(
+            b"POST /v2/models/kws/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+        )
         fine(await wire.answer())
         wire.send(post())
         fine(await wire.answer())
@@ -163,7 +165,7 @@ def test_pipelined_requests_are_answered_in_order(with_wire: Callable[..., None]
 def test_too_many_pipelined_requests(with_wire: Callable[..., None]) -> None:
     async def test(wire: Wire) -> None:
         wire.send(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        statuses = []
+        statuses: list[int] = []
         while not statuses or statuses[-1] == 200:
             statuses.append((await wire.answer())[0])
         assert len(statuses) > 1 and statuses[-1] == 503 and await wire.closed()
@@ -249,24 +251,28 @@ def test_paths_and_methods(with_wire: Callable[..., None], request_line: str, st
     with_wire(test)
 
 
+GET = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /v2 HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
 @pytest.mark.parametrize(
     ("message", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 TLS hello\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n", 413),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 5000 + b"\r\n\r\n", 431),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 300_000, 431),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(200)) + b"\r\n", 431),
-        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"4000\r\n" + b"a" * 16384 + b"\r\n"
-         + (b"4000\r\n" + b"a" * 16384 + b"\r\n") * 8, 413),
+        (GET + b"bad header\r\n\r\n", 400),
+        (GET + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (GET + b"Content-Length: -5\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+        (POST + b"Content-Length: 3\r\n" + CHUNKED + b"\r\n0\r\n\r\n", 400),
+        (POST + CHUNKED + b"\r\nzz\r\n\r\n", 400),
+        (POST + b"Content-Length: 100001\r\n\r\n", 413),
+        (POST + CHUNKED + b"\r\n" + b"4000\r\n%s\r\n" % (b"a" * 16384) * 9, 413),
+        (GET + b"X: " + b"a" * 5000 + b"\r\n\r\n", 431),
+        (GET + b"X: " + b"a" * 300_000, 431),
+        (GET + b"".join(b"X-%d: a\r\n" % i for i in range(200)) + b"\r\n", 431),
     ],
-)  # fmt: skip
+)
 def test_broken_requests_get_a_reason_and_are_closed(
     with_wire: Callable[..., None], message: bytes, status: int
 ) -> None:

@@ -6,12 +6,12 @@ import stat
 from pathlib import Path
 
 import pytest
+
+from edgekit.errors import EdgekitError, InputError, SystemFault
 from edgekit_fleet import broker, config
 from edgekit_fleet.broker import BrokerOptions
 from edgekit_fleet.config import Ports, State
 from edgekit_fleet.main import main
-
-from edgekit.errors import EdgekitError, InputError, SystemFault
 from tests.unit.fleet.core.conftest import Home
 
 SECRETS = ("ca/ca.key", "keys/assignment.pem", "keys/recipient.pem", "keys/cookie.key", "admin.token")

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edgekit_fleet import audit
-from edgekit_fleet.db import Database, events, insert_new, note, outbox, retained, send, settings
-from edgekit_fleet.db import audit as audit_table
 from sqlalchemy import delete, select, text, update
 
 from edgekit.errors import EdgekitError, SystemFault
 from edgekit.wire import JobAck
+from edgekit_fleet import audit
+from edgekit_fleet.db import Database, events, insert_new, note, outbox, retained, send, settings
+from edgekit_fleet.db import audit as audit_table
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import threading
 from dataclasses import replace
 
 import pytest
-from edgekit_fleet import devices as fleet_devices
-from edgekit_fleet import enroll
-from edgekit_fleet.auth import Forbidden
-from edgekit_fleet.db import devices, insert_new, job_updates, revoked, tokens
 from sqlalchemy import select
 
 from edgekit.crypto.x509 import common_name, serial_number
 from edgekit.errors import AuthError, EdgekitError, InputError
+from edgekit_fleet import devices as fleet_devices
+from edgekit_fleet import enroll
+from edgekit_fleet.auth import Forbidden
+from edgekit_fleet.db import devices, insert_new, job_updates, revoked, tokens
 from tests.unit.fleet.core.conftest import ADDRESS, Home
 
 

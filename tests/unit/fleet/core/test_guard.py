@@ -9,17 +9,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
 from edgekit_fleet import auth
 from edgekit_fleet.api import login
 from edgekit_fleet.api.app import admin_app
 from edgekit_fleet.api.guard import PUBLIC, Guard, cookie_name
 from edgekit_fleet.auth import Gatekeeper
 from edgekit_fleet.db import Database
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 TOKEN = "t" * 43
 COOKIE = cookie_name(8440)

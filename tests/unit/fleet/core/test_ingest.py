@@ -7,15 +7,15 @@ import time
 from typing import Any
 
 import pytest
-from edgekit_fleet import devices as fleet_devices
-from edgekit_fleet.db import audit, devices, job_updates, jobs, releases, rollouts, telemetry
-from edgekit_fleet.ingest import Ingest, Message, forget_absent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 
 from edgekit import wire
 from edgekit.codec import to_json
+from edgekit_fleet import devices as fleet_devices
+from edgekit_fleet.db import audit, devices, job_updates, jobs, releases, rollouts, telemetry
+from edgekit_fleet.ingest import Ingest, Message, forget_absent
 from tests.unit.fleet.core.conftest import Home
 
 

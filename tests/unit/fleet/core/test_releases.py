@@ -7,11 +7,6 @@ import errno
 from pathlib import Path
 
 import pytest
-from edgekit_fleet import config, releases
-from edgekit_fleet import devices as fleet_devices
-from edgekit_fleet.db import devices
-from edgekit_fleet.db import releases as table
-from edgekit_fleet.releases import Terms, Upload
 from sqlalchemy import select
 
 from edgekit import bundle
@@ -20,6 +15,11 @@ from edgekit.crypto import dsse
 from edgekit.crypto.keys import SigningKey
 from edgekit.errors import DecryptError, InputError, SignatureError, SystemFault
 from edgekit.wire import ASSIGNMENT_TYPE, Assignment
+from edgekit_fleet import config, releases
+from edgekit_fleet import devices as fleet_devices
+from edgekit_fleet.db import devices
+from edgekit_fleet.db import releases as table
+from edgekit_fleet.releases import Terms, Upload
 from tests.support.bundles import INFO, Keys, tiny_bundle
 from tests.unit.fleet.core.conftest import Home
 

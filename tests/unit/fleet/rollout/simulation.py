@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgekit.wire import JobState
 from edgekit_fleet.rollout.decide import settle
 from edgekit_fleet.rollout.snapshot import (
     Action,
@@ -15,8 +16,6 @@ from edgekit_fleet.rollout.snapshot import (
 )
 from edgekit_fleet.rollout.states import RolloutState, allowed
 from edgekit_fleet.rollout.strategies import Phase, Strategy
-
-from edgekit.wire import JobState
 
 NEW, OLD = "sha256:new", "sha256:old"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+from edgekit.wire import JobState
 from edgekit_fleet.rollout.commands import command, supersede
 from edgekit_fleet.rollout.gates import Evidence, Sample
 from edgekit_fleet.rollout.snapshot import EndJob, MoveGroup, Notify, SendBack, TellCancel
 from edgekit_fleet.rollout.states import GroupState, RolloutState, TransitionError
 from edgekit_fleet.rollout.strategies import OnError, OnSuccess, Phase
-
-from edgekit.wire import JobState
 from tests.unit.fleet.rollout.simulation import NEW, OLD, Simulation, snapshot
 
 CANARY = Phase("canary", size="1", soak_s=10)

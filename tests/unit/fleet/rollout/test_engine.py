@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, insert, select, update
+
+from edgekit import codec, wire
+from edgekit.crypto import dsse
+from edgekit.errors import BundleError, EdgekitError, InputError
+from edgekit.wire import JobState
 from edgekit_fleet import audit
 from edgekit_fleet import db as tables
 from edgekit_fleet.config import State, init
@@ -17,12 +23,6 @@ from edgekit_fleet.rollout.engine import RolloutEngine
 from edgekit_fleet.rollout.jobs import apply_update
 from edgekit_fleet.rollout.states import TransitionError
 from edgekit_fleet.rollout.strategies import OnError, Phase, Strategy
-from sqlalchemy import Connection, insert, select, update
-
-from edgekit import codec, wire
-from edgekit.crypto import dsse
-from edgekit.errors import BundleError, EdgekitError, InputError
-from edgekit.wire import JobState
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 TWO = Strategy((Phase("canary", "1", soak_s=10, deadline_s=60), Phase("rest", deadline_s=60)))

@@ -4,6 +4,10 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.wire import LATENCY_BOUNDS_MS
 from edgekit_fleet.rollout.gates import (
     Evidence,
     Sample,
@@ -16,10 +20,6 @@ from edgekit_fleet.rollout.gates import (
     z_greater,
 )
 from edgekit_fleet.rollout.strategies import Gates
-from hypothesis import given
-from hypothesis import strategies as st
-
-from edgekit.wire import LATENCY_BOUNDS_MS
 
 
 def choose_tail(a: int, n1: int, c: int, n2: int) -> float:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.wire import JobState
 from edgekit_fleet.rollout import decide
 from edgekit_fleet.rollout.commands import VERBS, command
 from edgekit_fleet.rollout.snapshot import MoveGroup, MoveRollout, Notify, RolloutSnapshot, reduce
 from edgekit_fleet.rollout.states import GroupState, TransitionError
 from edgekit_fleet.rollout.strategies import OnError, OnSuccess, Phase
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from edgekit.wire import JobState
 from tests.unit.fleet.rollout.simulation import Simulation, snapshot
 
 phases = st.builds(

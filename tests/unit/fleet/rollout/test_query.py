@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from edgekit_fleet.rollout.query import QueryError, Target, compile_query, select
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgekit_fleet.rollout.query import QueryError, Target, compile_query, select
 
 FLEET = [
     Target("cam-1", "jetson", "kws:1", "aarch64", tags={"site": "lab", "ring": "0"}, online=True),

@@ -3,10 +3,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from edgekit_fleet.rollout import states
-from edgekit_fleet.rollout.states import GroupState, RolloutState, TransitionError, advance, allowed
 
 from edgekit.wire import JobState
+from edgekit_fleet.rollout import states
+from edgekit_fleet.rollout.states import GroupState, RolloutState, TransitionError, advance, allowed
 
 
 def test_every_state_has_a_row_and_every_row_leads_somewhere_known() -> None:

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edgekit_fleet.rollout.query import Target
-from edgekit_fleet.rollout.strategies import OnError, Phase, Strategy, order, plan, validate
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit import codec
 from edgekit.errors import ConfigError
+from edgekit_fleet.rollout.query import Target
+from edgekit_fleet.rollout.strategies import OnError, Phase, Strategy, order, plan, validate
 
 FLEET = [Target(f"d{i}", "jetson" if i % 2 else "pi") for i in range(10)]
 sizes = st.integers(0, 5).map(str) | st.integers(0, 100).map("{}%".format) | st.just("rest")

@@ -15,6 +15,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
+from sqlalchemy import insert, update
+from starlette.applications import Starlette
+
+from edgekit.wire import JobState, JobUpdate
 from edgekit_fleet import db as tables
 from edgekit_fleet.api.errors import HANDLERS
 from edgekit_fleet.api.guard import Guard, cookie_name
@@ -27,10 +31,6 @@ from edgekit_fleet.rollout.engine import RolloutEngine
 from edgekit_fleet.rollout.jobs import apply_update
 from edgekit_fleet.rollout.strategies import Phase, Strategy
 from edgekit_fleet.web import ROUTES
-from sqlalchemy import insert, update
-from starlette.applications import Starlette
-
-from edgekit.wire import JobState, JobUpdate
 
 OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 GATE = {"gate": "accuracy", "passed": True, "reason": "accuracy 0.9137 >= 0.99 x 0.9125"}

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from edgekit_fleet.rollout.strategies import Phase
 
 from edgekit.wire import JobState
+from edgekit_fleet.rollout.strategies import Phase
 from tests.unit.fleet.web.site import NEW, OLD, VARIANT, Page, Site, site
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</title></textarea>"

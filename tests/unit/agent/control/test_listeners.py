@@ -1,0 +1,50 @@
+"""Sockets: taken once, left clean."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import InputError, SystemFault
+from edgekit_agent.config import ServeSection
+from edgekit_agent.listeners import bind
+
+
+def test_busy_port() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemFault, match=f"127.0.0.1:{port}") as caught:
+            bind(ServeSection(port=port))
+    assert caught.value.hint
+
+
+def test_unix_socket_after_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    made = bind(ServeSection(port=0, unix=str(path)))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    with pytest.raises(SystemFault, match="in use"):
+        bind(ServeSection(port=0, unix=str(path)))
+    made.close()
+    assert not path.exists()
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(SystemFault, match="not a socket"):
+        bind(ServeSection(port=0, unix=str(path)))
+    assert path.read_text() == "data"
+
+
+def test_path_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="longer"):
+        bind(ServeSection(port=0, unix=str(tmp_path / ("x" * 120))))
