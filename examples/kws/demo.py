@@ -154,7 +154,8 @@ class Demo:
         state = self.folder / device
         self.call(
             "edgekit-agent", "enroll", "--token", token, "--state", state, "--profile", profile,
-            "--device", device, "--emulated", "--telemetry-s", "1", "--unix", self.socket(device), "--port", "0",
+            "--device", device, "--emulated", "--telemetry-s", "1",
+            "--unix", self.socket(device), "--port", "0",
         )  # fmt: skip
         self.start(device, "edgekit-agent", "--config", state / "agent.toml")
 

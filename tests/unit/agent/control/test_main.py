@@ -35,13 +35,16 @@ def bundle(tmp_path: Path) -> Path:
     return release(tmp_path, "1.0.0", variant(1.0), keys=keys)
 
 
-def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, bundle: Path) -> None:
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_KEYS", str(tmp_path / "no-ring"))
     trust, key = ("--trust", tmp_path / "builder.pub"), ("--key", tmp_path / "recipient.pem")
     serve = ("serve", bundle, "--port", 0)
     assert "nothing to do" in refused(capsys)
     assert "no-such.toml" in refused(capsys, "--config", tmp_path / "no-such.toml")
     assert "no such file" in refused(capsys, "serve", tmp_path / "none.edgekit", *trust)
-    assert "is encrypted" in refused(capsys, *serve, *trust)
+    assert "cannot read key" in refused(capsys, *serve, *trust)
     assert "signed by" in refused(capsys, *serve, *key, "--trust", tmp_path / "stranger.pub")
     assert "sealed to" in refused(capsys, *serve, *trust, "--key", tmp_path / "other.pem")
     assert "unknown profile" in refused(capsys, *serve, *trust, *key, "--profile", "jetsom")
