@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from edgekit import profile
+from edgekit.build import choose
+from tests.unit.build.figures import outcome, slow
+
+GENERIC = profile.get("generic-cpu")
+
+
+def test_the_fastest_wins_on_the_target() -> None:
+    outcomes = [outcome("fp32", 0, latency=slow(2.0)), outcome("int8", 1, latency=slow(1.0))]
+    assert choose.best(GENERIC, outcomes, "latency") is outcomes[1]
+
+
+def test_a_tie_goes_to_the_profiles_order() -> None:
+    outcomes = [outcome("int8", 1, latency=slow(1.0)), outcome("fp32", 0, latency=slow(1.09))]
+    assert choose.best(GENERIC, outcomes, "latency") is outcomes[1]
+
+
+def test_elsewhere_the_profiles_order_decides_whatever_the_clock_says() -> None:
+    outcomes = [
+        outcome("int8", 1, latency=slow(0.1), on_target=False),
+        outcome("fp32", 0, latency=slow(9), on_target=False),
+    ]
+    assert choose.best(GENERIC, outcomes, "latency") is outcomes[1]
+
+
+def test_the_smallest_wins_when_size_is_the_goal() -> None:
+    outcomes = [
+        outcome("fp32", 0, size_bytes=900),
+        outcome("int8", 1, size_bytes=300, latency=slow(9)),
+        outcome("int8-dynamic", 2, size_bytes=300, latency=slow(1)),
+    ]
+    assert choose.best(GENERIC, outcomes, "size") is outcomes[1]
+
+
+def test_failed_gates_and_errors_never_win() -> None:
+    outcomes = [
+        outcome("fp32", 0, failed="accuracy", size_bytes=1),
+        outcome("int8", 1, error="the engine crashed"),
+        outcome("int8-dynamic", 2),
+    ]
+    assert choose.best(GENERIC, outcomes, "size") is outcomes[2]
+    assert choose.best(GENERIC, outcomes[:2], "size") is None
+    assert choose.least_bad(GENERIC, outcomes, "size") is outcomes[0]
+    assert choose.least_bad(GENERIC, outcomes[1:2], "size") is None
+
+
+def test_profiles_do_not_see_each_others_candidates() -> None:
+    stranger = outcome("int8", 0, profile_name="jetson")
+    assert choose.best(GENERIC, [stranger], "latency") is None
+
+
+def test_every_outcome_is_explained() -> None:
+    winner = outcome("fp32", 0)
+    outcomes = [
+        winner,
+        outcome("int8", 1, latency=slow(5)),
+        outcome("int8-dynamic", 2, failed="memory"),
+        outcome("fp16", 3, error="cannot build"),
+    ]
+    told = choose.explained(outcomes, [winner], "latency")
+    assert [one.kept for one in told] == [True, False, False, False]
+    assert told[0].reason == "kept: passes every gate, fastest"
+    assert told[1].reason.startswith("passes; onnxruntime.fp32 is preferred")
+    assert told[2].reason == "memory is too bad"
+    assert told[3].reason == "cannot build"
+
+
+def test_a_forced_winner_says_what_stands_against_it() -> None:
+    forced = outcome("int8", 0, failed="accuracy")
+    (told,) = choose.explained([forced], [forced], "size")
+    assert told.kept
+    assert told.reason == "kept by --no-gate although: accuracy is too bad"
