@@ -206,7 +206,8 @@ def run(demo: Demo) -> None:
         zeros = demo.folder / "zeros.npz"
         np.savez(zeros, x=np.full((200, 49, 10, 1), AFFINE_OFFSET, np.int8))
         demo.say("release 2.0.0: calibrated on zeros; the gate must refuse it")
-        demo.build("2.0.0", str(zeros), expect=GATE_REFUSED)
+        refused = demo.build("2.0.0", str(zeros), expect=GATE_REFUSED)
+        demo.seen["refused"] = not refused.exists()
         demo.say("release 2.0.0: forced past the gate with --no-gate (its certificate says so)")
         bad = demo.build("2.0.0", str(zeros), gate=False)
         demo.fleet("publish", bad)
@@ -228,7 +229,7 @@ def verdicts(demo: Demo) -> list[tuple[str, str, bool]]:
     serving = sum(device["release"] == "kws:1.0.0" for device in devices)
     return [
         ("release 1.0.0 rolled out", demo.seen["first"]["state"], demo.seen["first"]["state"] == "FINISHED"),
-        ("release 2.0.0 refused by the gate", f"exit code {GATE_REFUSED}", True),
+        ("release 2.0.0 refused by the gate", f"exit code {GATE_REFUSED}, no bundle", demo.seen["refused"]),
         (
             "release 2.0.0 forced, stopped and taken back",
             demo.seen["second"]["state"],
