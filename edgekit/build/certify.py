@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit import profile as profiles
 from edgekit.backends import SourceModel
-from edgekit.build import stats
+from edgekit.build import forecast, stats
 from edgekit.build.choose import Outcome
 from edgekit.build.data import Data
 from edgekit.build.gates import Figures
@@ -79,8 +79,7 @@ def _config(candidate: Candidate, measurement: Measurement, context: Context) ->
         preprocessing=context.preprocessing,
         architecture=hardware.architecture,
         isa=hardware.isa,
-        # Rounded up coarsely: it must not depend on the noise of one run.
-        memory_forecast_mib=float(-(-measurement.measured.peak_rss_mib // 16) * 16),
+        memory_forecast_mib=forecast.memory_mib(recipe.engine, measurement.files),
     )
 
 
