@@ -119,7 +119,8 @@ class Agent:
             if r is not None and serving is not None and (r.assignment.release, r.variant)
             == (serving.release, serving.variant)
         ]  # fmt: skip
-        current, previous = known[1], known[2]
+        _, current, previous = known
+        before = (previous if match[0] == current else current) if match else None
         return Reported(
             version=0,
             boot=self.boot,
@@ -132,13 +133,7 @@ class Agent:
             release=serving.release if serving else "",
             bundle_digest=match[0].assignment.bundle_digest if match else "",
             variant=serving.variant if serving else "",
-            previous_release=(
-                previous.assignment.release
-                if previous and match and match[0] == current
-                else current.assignment.release
-                if current and match
-                else ""
-            ),
+            previous_release=before.assignment.release if before else "",
             counter=self.store.floor,
             endpoint=self.supervisor.endpoint,
         )

@@ -281,6 +281,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     demo = Demo(folder.resolve(), quiet=options.quiet or options.json)
     good = False
+    for one in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(one, signal.default_int_handler)
     try:
         run(demo)
         good = summary(demo)

@@ -134,6 +134,8 @@ def test_release_after_release(place: StandIn, fleet: Fleet, device: Device) -> 
     second = release(place.folder, "2.0.0", variant(2.0), keys=place.keys)
     assert roll(place, fleet, first).state is JobState.SUCCEEDED, (device.state / "log").read_text()
     assert device.client.served_weight() == 1.0
+    fleet.until("the first report", lambda: fleet.reported[-1].release == "tiny:1.0.0")
+    assert fleet.reported[-1].previous_release == ""
     assert roll(place, fleet, second).state is JobState.SUCCEEDED
     assert device.client.served_weight() == 2.0
     stages = [u.stage for u in fleet.updates if u.job == "job-2"]
