@@ -30,14 +30,25 @@ BUILDER = ("onnx", "nncf", "rich", "openvino", "onnxslim", "starlette", "sqlalch
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("amputation")]
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
+def build_wheels(folder: Path) -> Path:
+    """As `make dist` does."""
     command = [str(UV), "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation"]
     command += ["--out-dir", str(folder)]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "SOURCE_DATE_EPOCH": "1767225600"}
     subprocess.run(command, cwd=ROOT, check=True, env=environment)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheels(tmp_path_factory.mktemp("wheels"))
+
+
+def test_wheels_are_reproducible(wheels: Path, tmp_path: Path) -> None:
+    again = build_wheels(tmp_path)
+    first = {path.name: path.read_bytes() for path in wheels.glob("*.whl")}
+    assert len(first) == 3
+    assert first == {path.name: path.read_bytes() for path in again.glob("*.whl")}
 
 
 def requirements(wheel: Path) -> list[str]:
