@@ -1,16 +1,20 @@
-"""This machine as /proc and /sys describe it: CPU, instruction set, memory, board.
+"""This machine: what /proc and /sys say of CPU, instruction set, memory and board; private memory.
 
 Every path is relative to a root folder, so that a folder can stand for a board.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import resource
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+_PR_SET_DUMPABLE = 4
 
 # fmt: off
 ISA_FEATURES = frozenset({
@@ -89,6 +93,17 @@ def saturates(host: Host) -> bool:
     instead of 0.93. 7-bit weights (reduce_range) are safe.
     """
     return host.architecture == "x86_64" and not {"avx512_vnni", "avx_vnni"} & set(host.isa)
+
+
+def keep_private() -> None:
+    """No core dump, no debugger, for a process whose memory holds keys or plaintext (Linux).
+
+    Both are needed: a core_pattern that pipes to a program ignores the limit. Afterwards /proc/self
+    belongs to root, so what an ordinary user must write there is written before.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl PR_SET_DUMPABLE")
 
 
 def unmet(

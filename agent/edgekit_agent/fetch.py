@@ -106,7 +106,8 @@ def _fill(
         while have < size:
             keep_going()
             with _network(base_url):
-                chunk = response.read(min(CHUNK, size - have))
+                # What has arrived, not a full chunk: a trickle must not keep us from `keep_going`.
+                chunk = response.read1(min(CHUNK, size - have))
             if not chunk:
                 raise NetworkFault(f"{base_url} closed the connection at {have} of {size} bytes")
             view = memoryview(chunk)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgekit import host
 from edgekit.errors import EdgekitError, InputError
 from edgekit_agent import config
 from edgekit_agent.config import ServeSection
@@ -114,7 +115,9 @@ def _run(args: argparse.Namespace) -> int:
     # Each command imports what it needs: `enroll` has no use for an engine, nor `serve` for MQTT.
     from edgekit_agent.agent import Agent
 
-    agent = Agent(config.load(args.config))
+    settings = config.load(args.config)
+    host.keep_private()
+    agent = Agent(settings)
     stop = _signals()
     try:
         agent.start()
@@ -127,6 +130,7 @@ def _run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from edgekit_agent.alone import serve
 
+    host.keep_private()
     stop = _signals()
     serve(
         args.bundle,

@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--memory-mib", type=int, default=0)
     options = parser.parse_args(arguments)
-    process.harden(options.parent)
     process.first_to_die()
+    process.harden(options.parent)
     if options.memory_mib:
         process.limit_memory(options.memory_mib)
     channel = Channel(socket.socket(fileno=options.control_fd))

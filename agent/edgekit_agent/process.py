@@ -1,4 +1,4 @@
-"""What a child of the supervisor does first: die with its parent, leave no core, ignore the terminal."""
+"""What the agent's processes do first: leave no core; children also die with the supervisor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from edgekit.host import keep_private
+
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -21,8 +22,7 @@ def harden(parent: int) -> None:
     *thread* that forked us ends, which is why launch.py forks from a thread that stays.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, who then stops us
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    keep_private()
     _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         sys.exit(1)
@@ -35,7 +35,7 @@ def limit_memory(mib: int) -> None:
 
 
 def first_to_die() -> None:
-    """Ask the kernel to choose this process when memory runs out."""
+    """Ask the kernel to choose this process when memory runs out. Call before `harden`."""
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 

@@ -61,7 +61,7 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
 def warnings(certificate: Certificate) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = list(certificate.warnings)
-    if not certificate.measured_on_target:
+    if not certificate.measured_on_target and not any("not measured on the target" in one for one in found):
         found.insert(0, "not measured on the target: latency and memory are the host's, a device decides")
     if certificate.gate_skipped:
         found.insert(0, "a failing gate was overridden (--no-gate): this variant should not be rolled out")

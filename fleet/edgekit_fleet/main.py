@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgekit import host
 from edgekit.codec import to_plain
 from edgekit.errors import EdgekitError, InputError, SystemFault
 from edgekit_fleet import audit, config
@@ -103,6 +104,7 @@ def _port(text: str) -> int:
 def _up(state: State, args: argparse.Namespace) -> int:
     from edgekit_fleet import up  # the whole server: other commands start without it
 
+    host.keep_private()  # the CA's, the assignment and the sealing key are in memory from now on
     logging.basicConfig(
         level=logging.WARNING if args.quiet else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -57,7 +57,6 @@ class Ticker:
             self._wake.clear()
 
     def _step(self, now: float) -> None:
-        self._fleet.engine.tick(now)
         started = self._fleet.broker.started_at
         if started != self._checked_start and now > started + ABSENT_AFTER_S:
             self._checked_start = started
@@ -65,6 +64,7 @@ class Ticker:
         if now > self._cleaned + CLEAN_EVERY_S:
             self._cleaned = now
             self._clean(now)
+        self._fleet.engine.tick(now)  # last: when it fails, the rest is done
 
     def _clean(self, now: float) -> None:
         old = now - KEEP_DAYS * 24 * 3600

@@ -68,6 +68,8 @@ class BundleServer:
         self.files: dict[str, bytes] = {}
         self.cut = 0
         self.ignore_range = False
+        self.stalled: threading.Event | None = None
+        """When set: after `cut` bytes the connection stays open, silent, until this event."""
         self.requests: list[tuple[str, str]] = []
         outer = self
 
@@ -112,6 +114,8 @@ class BundleServer:
         request.end_headers()
         with contextlib.suppress(OSError):
             request.wfile.write(body[: self.cut] if self.cut else body)
+            if self.stalled:
+                self.stalled.wait()
             if self.cut:
                 request.close_connection = True
 

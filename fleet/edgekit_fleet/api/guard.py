@@ -81,7 +81,10 @@ class Guard:
         presented = request.headers.get("x-csrf-token", "")
         if not presented and request.headers.get("content-type", "").startswith(FORM):
             body = await _read(receive)
-            fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=200)
+            try:
+                fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=200)
+            except ValueError:
+                raise Forbidden("the form has too many fields") from None
             presented = fields.get("csrf", [""])[0]
             receive = _replay(body, receive)
         if not self._gate.is_csrf(session, presented):

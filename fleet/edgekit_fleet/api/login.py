@@ -39,7 +39,11 @@ def page(request: Request) -> Response:
 
 
 async def submit(request: Request) -> Response:
-    fields = parse_qs((await read_body(request)).decode("utf-8", "replace"), max_num_fields=10)
+    body = (await read_body(request)).decode("utf-8", "replace")
+    try:
+        fields = parse_qs(body, max_num_fields=10)
+    except ValueError:
+        return _form("/", "The form has too many fields.", 400)
     target = _local(fields.get("next", ["/"])[0])
     if not fleet_of(request).gate.is_token(fields.get("token", [""])[0].strip()):
         return _form(target, "That is not the admin token.", 401)

@@ -172,7 +172,7 @@ def new_login(request: Request) -> Response:
 
 def _rollout(request: Request) -> int:
     text = request.path_params["rollout"]
-    if not text.isascii() or not text.isdecimal() or int(text[:12]) > JSON_NUMBER_LIMIT:
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > JSON_NUMBER_LIMIT:
         raise Unknown(f"no rollout {text[:40]!r}", "`edgekit fleet rollout list` shows all")
     return int(text)
 

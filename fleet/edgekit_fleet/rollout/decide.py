@@ -161,6 +161,10 @@ def _succeed(snapshot: RolloutSnapshot, index: int, group: Group) -> list[Action
     more = index + 1 < len(snapshot.groups)
     if more and group.phase.on_success is OnSuccess.PAUSE:
         actions.append(MoveRollout(RolloutState.PAUSED, f"pauses after group {group.phase.name!r}"))
+    elif more and group.members and not _counted(group):
+        # A canary whose only device was revoked or canceled proves nothing about the release.
+        reason = f"group {group.phase.name!r} ended without a device that tried the release"
+        actions.append(MoveRollout(RolloutState.PAUSED, reason))
     return actions
 
 

@@ -46,8 +46,21 @@ class RolloutEngine:
         self._evidence: dict[int, tuple[float, Evidence]] = {}
 
     def tick(self, now: float) -> int:
-        """Settle every rollout that is not over. How many actions that took."""
-        return sum(self.tick_one(rollout, now) for rollout in self.pending())
+        """Settle every rollout that is not over. How many actions that took.
+
+        A rollout that cannot be settled does not keep the others waiting: the first error is raised when
+        all have had their turn.
+        """
+        total, failed = 0, list[Exception]()
+        for rollout in self.pending():
+            try:
+                total += self.tick_one(rollout, now)
+            except Exception as exc:  # raised below
+                exc.add_note(f"in rollout {rollout}")
+                failed.append(exc)
+        if failed:
+            raise failed[0]
+        return total
 
     def pending(self) -> list[int]:
         """Rollouts that are not over, and rolled back ones whose device took the release after all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,22 @@ def test_stopping_keeps_what_arrived(place: Place) -> None:
         fetch.download(place.server.url, PATH, len(DATA), place.to, context, keep_going)
     place.get()
     assert place.to.read_bytes() == DATA and place.server.requests[-1][1]
+
+
+def test_a_server_that_trickles_cannot_hold_the_download(place: Place) -> None:
+    """What arrived is taken at once: between any two pieces the job's deadline is looked at."""
+
+    class Enough(Exception):
+        pass
+
+    def keep_going() -> None:
+        if (place.folder / "b.edgekit.part").stat().st_size:
+            raise Enough
+
+    place.server.cut, place.server.stalled = 10, threading.Event()
+    context = fetch.tls(f"{place.folder}/ca.pem", f"{place.folder}/device.pem", f"{place.folder}/device.key")
+    try:
+        with pytest.raises(Enough):
+            fetch.download(place.server.url, PATH, len(DATA), place.to, context, keep_going)
+    finally:
+        place.server.stalled.set()

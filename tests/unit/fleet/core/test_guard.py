@@ -147,6 +147,7 @@ def test_a_form_carries_the_csrf_token_and_arrives_whole(app: Starlette, gate: G
     assert (answer.status, answer.body) == (200, b"admin|" + csrf.encode() + b"|" + body)
     assert ask(app, "POST", "/form", headers, b"csrf=wrong").status == 403
     assert ask(app, "POST", "/form", headers, b"csrf=" + b"x" * 100_000).status == 403
+    assert ask(app, "POST", "/form", headers, b"csrf=x" + b"&a=1" * 300).status == 403
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,7 @@ def test_logging_in_with_a_code_works_once(real: Starlette, gate: Gatekeeper) ->
 def test_logging_in_with_the_token(real: Starlette) -> None:
     assert ask(real, "GET", "/login").status == 200
     assert ask(real, "POST", "/login", body=b"token=wrong").status == 401
+    assert ask(real, "POST", "/login", body=b"&".join([b"token=wrong"] * 50)).status == 400
     answer = ask(real, "POST", "/login", body=f"token={TOKEN}&next=/releases".encode())
     assert (answer.status, answer.headers["location"]) == (303, "/releases")
 
@@ -219,3 +221,12 @@ def test_logging_in_with_the_token(real: Starlette) -> None:
 @pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "x", "/a\r\nb: c"])
 def test_login_leads_nowhere_else(target: str) -> None:
     assert login._local(target) == "/"
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 11, "1" + "0" * 30, "000000000001" + "9" * 20, "7" * 5000, "x", "²"]
+)
+def test_a_rollout_that_cannot_be_is_not_found(real: Starlette, number: str) -> None:
+    """Not even one whose number no integer column, or no int(), can take."""
+    answer = ask(real, "GET", f"/v1/rollouts/{number}", {"authorization": f"Bearer {TOKEN}"})
+    assert answer.status == 404

@@ -104,6 +104,15 @@ def test_offline_device_times_out_and_does_not_block() -> None:
     assert EndJob("d1", JobState.TIMED_OUT, "it was away", tell=True) in actions
 
 
+def test_a_canary_that_nobody_tried_pauses_instead_of_letting_the_rest_begin() -> None:
+    run = Simulation(snapshot((CANARY, 1), (REST, 2)))
+    run.change("d0", revoked=True)
+    run.tick()
+    assert run.at() is RolloutState.PAUSED
+    assert "without a device that tried the release" in str(run.actions[-1])
+    assert not [a for a in run.actions if isinstance(a, Notify) and a.device != "d0"]
+
+
 def test_deadline_of_a_silent_canary_ends_in_error() -> None:
     run = Simulation(snapshot((replace(CANARY, deadline_s=30), 1), (REST, 1)))
     run.tick(31)

@@ -355,3 +355,16 @@ def test_a_kill_between_the_parts_of_a_large_step(fleet: Fleet, monkeypatch: pyt
     fleet.tick()
     assert fleet.state(rollout) == "ROLLED_BACK"
     assert set(fleet.jobs(rollout, "back").values()) == {"SUCCEEDED"}
+
+
+def test_a_rollout_that_cannot_be_settled_does_not_hold_up_the_others(fleet: Fleet) -> None:
+    broken = fleet.create(Strategy((Phase("all"),)), query='id == "d0"')
+    sound = fleet.create(Strategy((Phase("all"),)), query='id == "d1"')
+    with fleet.db.write() as connection:
+        table = tables.rollouts
+        connection.execute(update(table).where(table.c.id == broken).values(strategy={"from": "the future"}))
+    fleet.obey()
+    with pytest.raises(EdgekitError) as caught:
+        fleet.tick()
+    assert caught.value.__notes__ == [f"in rollout {broken}"]
+    assert fleet.state(sound) == "FINISHED"
