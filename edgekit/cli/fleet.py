@@ -115,7 +115,8 @@ def _enroll(args: argparse.Namespace) -> int:
     profile = args.profile or "PROFILE"
     parts = ["edgekit-agent", "enroll", "--fleet", to.url, "--token", made["token"]]
     folder = f"agent-{args.device}" if args.device else "agent-state"
-    command = shlex.join([*parts, "--state", folder, "--profile", profile])
+    name = [] if args.device else ["--device", "NAME"]  # else the token says it
+    command = shlex.join([*parts, "--state", folder, "--profile", profile, *name])
     if args.json:
         return _json({**made, "command": command})
     until = datetime.fromtimestamp(made["expires_at"]).astimezone().strftime("%Y-%m-%d %H:%M %Z")

@@ -152,6 +152,8 @@ def enroll(
             raise AuthError("the enrolment token has expired", "ask for a new one: edgekit fleet enroll")
         device = _agree("device id", token.device, request.device)
         profile = _agree("profile", token.profile, request.profile)
+        if not device:
+            raise InputError("neither the token nor the device names the device", "enrol with --device NAME")
         _check_id(device)
         if len(profile) > 64:
             raise InputError("profile: longer than 64 characters")

@@ -63,6 +63,13 @@ def test_without_a_trusted_builder_nothing_is_used_up(home: Home) -> None:
     assert len(home.enroll(request)[0].builder_keys_pem) == 1
 
 
+def test_somebody_must_name_the_device(home: Home) -> None:
+    token = home.token()
+    with pytest.raises(InputError, match="names the device"):
+        home.enroll(home.request(token, ""))
+    assert home.enroll(home.request(token, "a"))[0].device == "a"
+
+
 def test_what_the_token_prescribes_wins(home: Home) -> None:
     token = home.token(device="a", profile="jetson", tags={"site": "lab"})
     with pytest.raises(Forbidden, match="profile 'jetson'"):
