@@ -1,4 +1,4 @@
-"""What agent and fleet say to each other over MQTT 5: topics, messages, states, metrics.
+"""What agent and fleet say to each other: topics, messages, states, metrics; MQTT 5 unless said.
 
 Topics are `ek/v1/{tenant}/{device}/{channel}`. Every message is one canonical JSON document of a
 dataclass below. Unknown fields are refused; a new field means a new `v` in the topic.
@@ -181,6 +181,34 @@ class Telemetry:
 class TelemetryAck:
     boot: str
     seq: int
+
+
+@dataclass(frozen=True)
+class EnrollRequest:
+    """Body of POST /v1/enroll: the one message that goes before MQTT, over HTTPS."""
+
+    token: str
+    """The secret, or the whole "ek1..." text around it."""
+    csr_pem: str
+    sealing_key_pem: str
+    profile: str = ""
+    device: str = ""
+    """The name it would like; what the token says wins."""
+
+
+@dataclass(frozen=True)
+class EnrollAnswer:
+    """Everything a device needs to find the fleet again and to know whom to trust."""
+
+    device: str
+    tenant: str
+    certificate_pem: str
+    ca_pem: str
+    broker_host: str
+    broker_port: int
+    device_url: str
+    assignment_key_pem: str
+    builder_keys_pem: tuple[str, ...]
 
 
 LATENCY_BOUNDS_MS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)

@@ -16,7 +16,6 @@ import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +25,7 @@ from edgekit.crypto import x509
 from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import AuthError, ConfigError, EdgekitError, InputError, SignatureError, SystemFault
 from edgekit.files import storage_fault, sync_folder, write_bytes
+from edgekit.wire import EnrollAnswer, EnrollRequest
 from edgekit_agent import config
 
 PREFIX = "ek1."
@@ -41,21 +41,6 @@ class Token:
     ca_sha256: str
     """Hex SHA-256 of the CA's PEM file."""
     secret: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The fleet's answer to an enrolment."""
-
-    device: str
-    tenant: str
-    certificate_pem: str
-    ca_pem: str
-    broker_host: str
-    broker_port: int
-    device_url: str
-    assignment_key_pem: str
-    builder_keys_pem: tuple[str, ...]
 
 
 def parse_token(text: str, url: str | None = None) -> Token:
@@ -106,13 +91,13 @@ def enroll(
         sealing = SealingKey.generate()
         sealing.save(fresh / "sealing.key")
         ca = _fetch_ca(token)
-        request = {
-            "token": token.secret,
-            "csr_pem": x509.make_csr(key, device or "device").decode(),
-            "sealing_key_pem": sealing.public().to_pem().decode(),
-            "profile": profile_name,
-            "device": device,
-        }
+        request = EnrollRequest(
+            token=token.secret,
+            csr_pem=x509.make_csr(key, device or "device").decode(),
+            sealing_key_pem=sealing.public().to_pem().decode(),
+            profile=profile_name,
+            device=device,
+        )
         answer = _call(token.url, "/v1/enroll", request, _trusting(ca))
         _write(fresh, answer, profile_name, emulated, serve, telemetry or config.TelemetrySection())
         if folder.exists():
@@ -136,7 +121,7 @@ def _check_free(folder: Path) -> None:
 
 def _write(
     folder: Path,
-    answer: Answer,
+    answer: EnrollAnswer,
     profile_name: str,
     emulated: bool,
     serve: config.ServeSection,
@@ -187,9 +172,11 @@ def _trusting(ca_pem: bytes) -> ssl.SSLContext:
         raise AuthError(f"the fleet's CA certificate cannot be used: {exc}", "make a new token") from None
 
 
-def _call(url: str, path: str, body: Mapping[str, object], context: ssl.SSLContext) -> Answer:
-    answer = _exchange(url, "POST", path, json.dumps(body).encode(), context)
-    return codec.from_json(Answer, answer, what=f"answer of {url}", max_bytes=MAX_ANSWER, error=ConfigError)
+def _call(url: str, path: str, body: EnrollRequest, context: ssl.SSLContext) -> EnrollAnswer:
+    answer = _exchange(url, "POST", path, codec.to_json(body), context)
+    return codec.from_json(
+        EnrollAnswer, answer, what=f"answer of {url}", max_bytes=MAX_ANSWER, error=ConfigError
+    )
 
 
 def _exchange(url: str, method: str, path: str, body: bytes | None, context: ssl.SSLContext) -> bytes:

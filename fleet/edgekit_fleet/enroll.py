@@ -20,6 +20,7 @@ from edgekit.codec import parse_json, to_json
 from edgekit.crypto.keys import RecipientKey, VerifyKey
 from edgekit.crypto.x509 import check_device_id, serial_number
 from edgekit.errors import AuthError, InputError
+from edgekit.wire import EnrollAnswer, EnrollRequest
 from edgekit_fleet import audit
 from edgekit_fleet.auth import Forbidden
 from edgekit_fleet.config import Keys
@@ -67,16 +68,6 @@ class Token:
 
 
 @dataclass(frozen=True)
-class EnrollRequest:
-    token: str
-    """The secret, or the whole "ek1..." text around it."""
-    csr_pem: str
-    sealing_key_pem: str
-    profile: str = ""
-    device: str = ""
-
-
-@dataclass(frozen=True)
 class Address:
     """Where devices find the fleet."""
 
@@ -84,19 +75,6 @@ class Address:
     device_url: str
     broker_host: str
     broker_port: int
-
-
-@dataclass(frozen=True)
-class EnrollAnswer:
-    device: str
-    tenant: str
-    certificate_pem: str
-    ca_pem: str
-    broker_host: str
-    broker_port: int
-    device_url: str
-    assignment_key_pem: str
-    builder_keys_pem: tuple[str, ...]
 
 
 def create_token(db: Database, keys: Keys, address: Address, wanted: TokenRequest, actor: str) -> Token:

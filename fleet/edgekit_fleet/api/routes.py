@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from edgekit import wire
 from edgekit.codec import to_plain
 from edgekit.crypto.keys import VerifyKey
 from edgekit_fleet import audit, config, devices, enroll, releases
@@ -50,7 +51,7 @@ def create_token(request: Request, wanted: enroll.TokenRequest) -> Response:
     return JSONResponse(to_plain(token), 201)
 
 
-def enroll_device(request: Request, asked: enroll.EnrollRequest) -> Response:
+def enroll_device(request: Request, asked: wire.EnrollRequest) -> Response:
     fleet = fleet_of(request)
     builders = config.trusted_keys(fleet.state)
     answer, replaced = enroll.enroll(fleet.db, fleet.keys, fleet.address, builders, asked)
@@ -181,7 +182,7 @@ ROUTES = [
     Route("/healthz", health),
     Route("/v1/ca", ca),
     Route("/v1/recipient", recipient),
-    Route("/v1/enroll", with_body(enroll.EnrollRequest, enroll_device), methods=["POST"]),
+    Route("/v1/enroll", with_body(wire.EnrollRequest, enroll_device), methods=["POST"]),
     Route("/v1/tokens", with_body(enroll.TokenRequest, create_token), methods=["POST"]),
     Route("/v1/devices", list_devices),
     Route("/v1/devices/{device}", get_device),

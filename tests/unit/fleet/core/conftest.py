@@ -10,10 +10,11 @@ import pytest
 
 from edgekit.crypto.keys import SealingKey, SigningKey
 from edgekit.crypto.x509 import make_csr, new_device_key
+from edgekit.wire import EnrollAnswer, EnrollRequest
 from edgekit_fleet import config, enroll
 from edgekit_fleet.config import Keys, State
 from edgekit_fleet.db import Database
-from edgekit_fleet.enroll import Address, EnrollAnswer, EnrollRequest, TokenRequest
+from edgekit_fleet.enroll import Address, TokenRequest
 
 BUILDER = SigningKey.generate().public()
 ADDRESS = Address("https://fleet:1", "https://fleet:2", "fleet", 3)
