@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgekit import backends, files, host, profile
-from edgekit.build import source, worker
+from edgekit.build import sources, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 KWS = ROOT / "examples" / "kws"
@@ -129,7 +129,7 @@ def same_weights(engine: str, made: dict[str, bytes], out: Path) -> bool:
 
 def candidates(rounds: int, folder: Path) -> dict[str, dict[str, Series]]:
     """Both engines, both ways, interleaved."""
-    model = source.load(MODEL)
+    model = sources.load(MODEL)
     (folder / "model.onnx").write_bytes(model.onnx)
     with np.load(DATA) as archive:
         stored = archive["x"][:CALIBRATION_ROWS]

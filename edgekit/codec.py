@@ -25,6 +25,11 @@ T = TypeVar("T")
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 
 
+LATER: Mapping[str, Any] = {"edgekit.later": True}
+"""Metadata of a field that joined its document after the document's first version: it is left out where
+it has its default, so that what was written before still has one spelling."""
+
+
 def to_json(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN. Dataclasses become objects."""
     return json.dumps(
@@ -33,15 +38,22 @@ def to_json(value: Any) -> bytes:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses to dictionaries, tuples to lists; `None` fields are left out."""
+    """Dataclasses to dictionaries, tuples to lists; `None` and default `later` fields are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: to_plain(item) for name, item in fields if item is not None}
+        fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {f.name: to_plain(item) for f, item in fields if item is not None and not _omitted(f, item)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def _omitted(field: dataclasses.Field[Any], item: Any) -> bool:
+    if "edgekit.later" not in field.metadata:
+        return False
+    made = field.default_factory
+    return bool(item == (field.default if made is dataclasses.MISSING else made()))
 
 
 def parse_json(
@@ -63,13 +75,15 @@ def parse_json(
     return value
 
 
-def from_plain(cls: type[T], plain: Any, *, what: str, error: type[EdgekitError] = ConfigError) -> T:
-    """Dictionary to the dataclass `cls`; refuses unknown fields and wrong types."""
+def from_plain(
+    cls: type[T], plain: Any, *, what: str, error: type[EdgekitError] = ConfigError, strict: bool = True
+) -> T:
+    """Dictionary to the dataclass `cls`; refuses wrong types and, unless not `strict`, unknown fields."""
     if not isinstance(plain, dict):
         raise error(f"{what}: expected an object, got {type(plain).__name__}")
     try:
         # Lists become tuples here: dacite's own cast would also make a tuple of the letters of a string.
-        return dacite.from_dict(cls, _tuples(plain), dacite.Config(strict=True, cast=[Enum]))
+        return dacite.from_dict(cls, _tuples(plain), dacite.Config(strict=strict, cast=[Enum]))
     except dacite.WrongTypeError as exc:
         wanted = str(exc.field_type) if get_args(exc.field_type) else getattr(exc.field_type, "__name__", "?")
         wanted = wanted.replace("typing.", "")

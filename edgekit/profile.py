@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from edgekit import codec
 from edgekit.errors import ProfileError
 from edgekit.host import ISA_FEATURES, Host, unmet
 
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int16x8"]
+"""int8: static, activations calibrated; int8-dynamic: activations at run time; *-weights: weights only,
+arithmetic in floating point; int16x8: 16-bit activations, 8-bit weights."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Hardware:
     storage_mib: int
     accelerators: tuple[str, ...] = ()
     cpu: str = ""
+    clock_ghz: float = 0.0
+    """Sustained clock of one core, for latency forecasts; 0: unknown."""
     detect: tuple[str, ...] = ()
     """Substrings of the board's model name (/proc/device-tree/model) that identify this device."""
 
@@ -44,7 +49,7 @@ class Target:
 
     runtime: str
     precisions: tuple[Precision, ...]
-    """Wanted precisions: fp32, fp16, int8 (static), int8-dynamic."""
+    """Wanted precisions, in order of preference."""
     minimum: str = ""
     """First engine version that may serve; the versions before it are known to be wrong or untested."""
     below: str = ""

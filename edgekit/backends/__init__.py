@@ -7,11 +7,32 @@ import importlib.metadata
 import pkgutil
 from functools import cache
 
-from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, versions
+from edgekit.backends._base import (
+    Backend,
+    Calibration,
+    Layered,
+    Recipe,
+    Selective,
+    SourceModel,
+    StandIn,
+    versions,
+)
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineMissing
 
-__all__ = ["Backend", "Calibration", "Recipe", "SourceModel", "TensorSpec", "get", "names", "versions"]
+__all__ = [
+    "Backend",
+    "Calibration",
+    "Layered",
+    "Recipe",
+    "Selective",
+    "SourceModel",
+    "StandIn",
+    "TensorSpec",
+    "get",
+    "names",
+    "versions",
+]
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -33,7 +33,9 @@ class SourceModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     file_sha256: str = ""
-    """Of the file that was read, before the clean-up."""
+    """Of the file (or folder) that was read, before conversion and clean-up."""
+    format: str = "onnx"
+    """What the file was: a name of `edgekit.build.sources.FORMATS`, or "onnx"."""
 
     @cached_property
     def sha256(self) -> str:
@@ -58,7 +60,16 @@ class Recipe:
         detail = [str(self.options[key]) for key in ("activation", "preset") if key in self.options]
         detail += ["7bit"] if self.options.get("reduce_range") else []
         detail += [str(self.options["method"])] if self.options.get("method", "minmax") != "minmax" else []
+        for key, value in sorted(self.options.items()):
+            if key not in _NAMED and value not in ("", False, 0):
+                detail.append(f"{key}.{value}" if value is not True else key)
+        if keep := self.options.get("keep"):
+            detail.append(f"keep{hashlib.sha256(str(keep).encode()).hexdigest()[:6]}")
         return "-".join([f"{self.engine}.{self.precision}", *detail])
+
+
+_NAMED = ("activation", "preset", "reduce_range", "method", "keep")
+"""Options that `Recipe.name` spells in a way of its own."""
 
 
 def versions(engine: str, packages: Iterable[str]) -> dict[str, str]:
@@ -86,3 +97,29 @@ class Backend(Protocol):
     def build(self, model: SourceModel, recipe: Recipe, calibration: Calibration) -> dict[str, bytes]:
         """File name to bytes. Pure in its arguments. Raises EngineError with the library's words."""
         ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A backend that can leave single layers in floating point: the option "keep" names them."""
+
+    def layers(self, model: SourceModel) -> list[str]:
+        """ONNX names of the nodes that quantization touches, in graph order."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A backend that knows which of its recipes are a waste of time for a model."""
+
+    def worth(self, model: SourceModel, recipe: Recipe) -> str:
+        """The reason not to try it; empty when it is worth trying."""
+        ...
+
+
+@runtime_checkable
+class StandIn(Protocol):
+    """A backend whose engine is seldom on the host."""
+
+    stand_in: str
+    """The runtime that computes the same answers from the same files, at another speed."""

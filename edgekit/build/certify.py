@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
+from edgekit import backends
 from edgekit import profile as profiles
-from edgekit.backends import SourceModel
-from edgekit.build import forecast, stats
+from edgekit.backends import Recipe, SourceModel, versions
+from edgekit.build import forecast, metrics
 from edgekit.build.choose import Outcome
 from edgekit.build.data import Data
+from edgekit.build.forecast import Graph
 from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
+from edgekit.build.metrics import Answers, Metric, Score
 from edgekit.build.plan import Candidate
-from edgekit.bundle.model import Certificate, EngineRange, Preprocessing, Variant, VariantConfig
+from edgekit.bundle.model import Certificate, ClassScore, EngineRange, Preprocessing, Variant, VariantConfig
 from edgekit.errors import GateError
 from edgekit.host import Host
+
+Outputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,41 +37,74 @@ class Context:
     labels: tuple[str, ...]
     host: Host
     warnings: tuple[str, ...]
+    metric: Metric = metrics.get("accuracy")  # noqa: RUF009 - frozen
+    decode: str = ""
+    """"FILE.py:FUNCTION" that turns outputs into what the metric reads."""
+
+    def score(self, outputs: Outputs, reference: Outputs) -> Score:
+        """Raises DataError when outputs and labels do not fit the metric."""
+        return self.metric.score(Answers(outputs, self.evaluation.truth, reference))
+
+    def per_class(self, measurement: Measurement) -> tuple[ClassScore, ...]:
+        """Where the damage is; empty where the metric has no classes."""
+        truth = self.evaluation.truth
+        if truth is None:
+            return ()
+        now = self.score(measurement.outputs, measurement.baseline_outputs)
+        before = self.score(measurement.baseline_outputs, measurement.baseline_outputs)
+        return metrics.per_class(self.metric, now, before, truth)
 
 
 def figures(candidate: Candidate, measurement: Measurement, context: Context) -> Figures:
     """What the gates look at."""
-    labels, total = context.evaluation.labels, context.evaluation.rows
-    measured = measurement.measured
+    measured, metric = measurement.measured, context.metric
+    baseline = measurement.baseline_outputs
+    lacks = profiles.unmet_by(candidate.profile, context.host)
     return Figures(
-        accuracy=stats.wilson(int(np.sum(np.array(measured.answers) == labels)), total),
-        baseline_accuracy=stats.wilson(int(np.sum(np.array(measurement.baseline_answers) == labels)), total),
-        samples=total,
+        accuracy=context.score(measurement.outputs, baseline).interval,
+        baseline_accuracy=context.score(baseline, baseline).interval,
+        samples=context.evaluation.rows,
         latency=measured.latency,
         baseline_latency=measured.baseline_latency,
         peak_rss_mib=measured.peak_rss_mib,
         size_bytes=sum(map(len, measurement.files.values())),
         coverage=measured.coverage,
         is_baseline=measurement.is_baseline,
-        on_target=not profiles.unmet_by(candidate.profile, context.host),
+        on_target=not lacks and not measurement.stand_in,
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        is_share=metric.is_share,
+        of_reference=metric.of_reference,
+        cpu_ms=measured.cpu_ms,
+        baseline_cpu_ms=measured.baseline_cpu_ms,
+        emulated=measurement.emulated,
+        stand_in=measurement.stand_in,
     )
 
 
-def variant(outcome: Outcome, context: Context, *, gate_skipped: bool) -> Variant:
+def variant(outcome: Outcome, context: Context, graph: Graph, *, gate_skipped: bool) -> Variant:
     """Everything that ships of one kept candidate."""
     measurement, seen = outcome.measurement, outcome.figures
     if measurement is None or seen is None:
         raise GateError(f"{outcome.candidate.name}: it could not be measured: {outcome.error}")
     return Variant(
-        config=_config(outcome.candidate, measurement, context),
+        config=_config(outcome.candidate, measurement, context, graph),
         certificate=_certificate(outcome, measurement, seen, context, gate_skipped=gate_skipped),
         golden=measurement.measured.golden,
         files=dict(measurement.files),
         golden_files=dict(measurement.golden_files),
+        recipe_options=dict(outcome.candidate.recipe.options),
+        tools=tools(outcome.candidate.recipe),
+        model_sha256=context.model.sha256,
     )
 
 
-def _config(candidate: Candidate, measurement: Measurement, context: Context) -> VariantConfig:
+def tools(recipe: Recipe) -> dict[str, str]:
+    """Versions that decide a variant's bytes: the clean-up's and the engine's. Raises EngineMissing."""
+    return {**versions("models", ("onnx", "onnxslim")), **backends.get(recipe.engine).tools()}
+
+
+def _config(candidate: Candidate, measurement: Measurement, context: Context, graph: Graph) -> VariantConfig:
     hardware, recipe, target = candidate.profile.hardware, candidate.recipe, candidate.target
     return VariantConfig(
         variant=candidate.name,
@@ -79,7 +119,7 @@ def _config(candidate: Candidate, measurement: Measurement, context: Context) ->
         preprocessing=context.preprocessing,
         architecture=hardware.architecture,
         isa=hardware.isa,
-        memory_forecast_mib=forecast.memory_mib(recipe.engine, measurement.files),
+        memory_forecast_mib=forecast.memory_mib(recipe.engine, measurement.files, graph.arena_bytes),
     )
 
 
@@ -87,21 +127,21 @@ def _certificate(
     outcome: Outcome, measurement: Measurement, seen: Figures, context: Context, *, gate_skipped: bool
 ) -> Certificate:
     measured, recipe = measurement.measured, outcome.candidate.recipe
-    answers, labels = np.array(measured.answers), context.evaluation.labels
-    base = np.array(measurement.baseline_answers)
-    lost = int(np.sum((base == labels) & (answers != labels)))
-    gained = int(np.sum((base != labels) & (answers == labels)))
+    now = context.score(measurement.outputs, measurement.baseline_outputs)
+    before = context.score(measurement.baseline_outputs, measurement.baseline_outputs)
     return Certificate(
         variant=outcome.candidate.name,
-        metric="accuracy",
+        metric=context.metric.name,
         samples=seen.samples,
         dataset_sha256=context.evaluation.sha256,
         calibration_sha256=context.calibration_sha256 if recipe.needs_calibration else "",
         source_sha256=context.model.file_sha256,
         accuracy=seen.accuracy,
         baseline_accuracy=seen.baseline_accuracy,
-        mcnemar_p=stats.mcnemar(lost, gained),
-        agreement=float(np.mean(answers == base)),
+        mcnemar_p=metrics.paired_p(context.metric, now, before),
+        agreement=metrics.agreement(
+            context.metric, measurement.outputs, measurement.baseline_outputs, now, before
+        ),
         latency=seen.latency,
         baseline_latency=seen.baseline_latency,
         peak_rss_mib=seen.peak_rss_mib,
@@ -116,12 +156,24 @@ def _certificate(
         gates=outcome.gates,
         gate_skipped=gate_skipped,
         warnings=_warnings(outcome.candidate, seen, context),
+        higher_is_better=seen.higher_is_better,
+        cpu_ms=seen.cpu_ms,
+        emulated=seen.emulated,
+        stand_in=seen.stand_in,
+        per_class=context.per_class(measurement),
     )
 
 
 def _warnings(candidate: Candidate, seen: Figures, context: Context) -> tuple[str, ...]:
     found = list(context.warnings) if candidate.recipe.needs_calibration else []
-    if not seen.on_target:
+    if seen.stand_in:
+        found.append(
+            f"not measured on {candidate.recipe.engine}: the answers are those of {seen.stand_in} on the "
+            "same graph; each device makes its own engine and proves it with the golden samples first"
+        )
+    elif seen.emulated:
+        found.append(f"answers from an emulated {seen.emulated}; speed and memory are this host's")
+    elif not seen.on_target:
         lacks = "; ".join(profiles.unmet_by(candidate.profile, context.host))
         found.append(
             f"not measured on the target ({lacks}): speed and memory are this host's, "

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.build import gates
-from edgekit.build.gates import Figures
+from edgekit.build import gates, pareto
+from edgekit.build.gates import Figure, Figures
 from edgekit.build.measurement import Measurement
 from edgekit.build.plan import Candidate
 from edgekit.bundle.model import GateResult
 from edgekit.profile import Profile
 
-SAME_SPEED = 1.10
-"""Medians closer than this are a tie; then the profile's order of preference decides."""
+TIE = 1.10
+"""Figures closer than this are a tie; then the profile's order of preference decides."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Outcome:
     gates: tuple[GateResult, ...] = ()
     error: str = ""
     kept: bool = False
+    on_front: bool = False
+    """No other candidate of the profile beats it in accuracy, latency, memory, size and energy."""
     reason: str = ""
     """Why it was kept or not; filled by `explained`."""
 
@@ -35,62 +37,85 @@ class Outcome:
         """What stands against it: the error, or the failed gates; empty when nothing does."""
         return self.error or "; ".join(gate.reason for gate in self.gates if not gate.passed)
 
+    @property
+    def accurate(self) -> bool:
+        """It was measured and its answers are good enough, whatever else it fails."""
+        return bool(self.gates) and all(g.passed for g in self.gates if g.gate in gates.ACCURACY_GATES)
 
-def best(profile: Profile, outcomes: Sequence[Outcome], objective: str) -> Outcome | None:
+
+def best(profile: Profile, outcomes: Sequence[Outcome], objective: Figure) -> Outcome | None:
     """The best candidate that passes every gate; None when there is none."""
     return _first([o for o in _of(profile, outcomes) if o.figures and gates.passed(o.gates)], objective)
 
 
-def least_bad(profile: Profile, outcomes: Sequence[Outcome], objective: str) -> Outcome | None:
+def least_bad(profile: Profile, outcomes: Sequence[Outcome], objective: Figure) -> Outcome | None:
     """The best candidate regardless of the gates; None when nothing could be measured."""
     return _first([o for o in _of(profile, outcomes) if o.figures], objective)
 
 
-def explained(outcomes: Sequence[Outcome], kept: Sequence[Outcome], objective: str) -> list[Outcome]:
-    """Every outcome with its reason, in the order given."""
+def explained(outcomes: Sequence[Outcome], kept: Sequence[Outcome], objective: Figure) -> list[Outcome]:
+    """Every outcome with its reason and its place on its profile's front, in the order given."""
     winners = {outcome.candidate.profile.name: outcome for outcome in kept}
+    front = _front(outcomes)
     return [
         dataclasses.replace(
             outcome,
             kept=outcome is winners[outcome.candidate.profile.name],
+            on_front=id(outcome) in front,
             reason=_reason(outcome, winners[outcome.candidate.profile.name], objective),
         )
         for outcome in outcomes
     ]
 
 
+def _front(outcomes: Sequence[Outcome]) -> set[int]:
+    found: set[int] = set()
+    for name in {outcome.candidate.profile.name for outcome in outcomes}:
+        mine = [o for o in outcomes if o.candidate.profile.name == name and o.figures is not None]
+        on = pareto.front([o.figures for o in mine if o.figures is not None])
+        found |= {id(outcome) for outcome, is_on in zip(mine, on, strict=True) if is_on}
+    return found
+
+
 def _of(profile: Profile, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.candidate.profile.name == profile.name]
 
 
-def _first(outcomes: list[Outcome], objective: str) -> Outcome | None:
+def _first(outcomes: list[Outcome], objective: Figure) -> Outcome | None:
+    """Least of the objective, up to a tie; timings mean nothing off the target, there the order decides."""
     if not outcomes:
         return None
-    if objective == "size":
-        return min(outcomes, key=lambda o: (o.figures.size_bytes if o.figures else 0, o.candidate.rank))
-    if all(o.figures and o.figures.on_target for o in outcomes):
-        fastest = min(_p50(outcome) for outcome in outcomes)
-        outcomes = [o for o in outcomes if _p50(o) <= fastest * SAME_SPEED]
+    if not objective.is_timing or all(o.figures and o.figures.on_target for o in outcomes):
+        sign = -1 if objective.higher_is_better else 1
+        top = min(sign * _read(outcome, objective) for outcome in outcomes)
+        worst = top * TIE if top > 0 else top / TIE
+        outcomes = [o for o in outcomes if sign * _read(o, objective) <= worst]
     return min(outcomes, key=lambda o: o.candidate.rank)
 
 
-def _p50(outcome: Outcome) -> float:
-    return outcome.figures.latency.p50_ms if outcome.figures else float("inf")
+def _read(outcome: Outcome, objective: Figure) -> float:
+    return objective.read(outcome.figures) if outcome.figures else float("inf")
 
 
-def _reason(outcome: Outcome, winner: Outcome, objective: str) -> str:
+def _reason(outcome: Outcome, winner: Outcome, objective: Figure) -> str:
     if outcome is winner:
         if outcome.problem:
             return f"kept by --no-gate although: {outcome.problem}"
-        figures = outcome.figures
-        fastest = "fastest" if figures and figures.on_target else "first in the profile's order"
-        return f"kept: passes every gate, {'smallest' if objective == 'size' else fastest}"
+        return f"kept: passes every gate, {_merit(outcome, objective)}"
     if outcome.problem:
         return outcome.problem
     if not outcome.figures or not winner.figures:
         return "not measured"
+    ours, theirs = (f"{objective.read(f):.4g}" for f in (outcome.figures, winner.figures))
     return (
         f"passes; {winner.candidate.recipe.name} is preferred "
         f"({winner.figures.size_bytes / 1000:.1f} kB against {outcome.figures.size_bytes / 1000:.1f}, "
-        f"p50 {winner.figures.latency.p50_ms:.3f} ms against {outcome.figures.latency.p50_ms:.3f})"
+        f"{objective.name} {theirs} against {ours})"
     )
+
+
+def _merit(outcome: Outcome, objective: Figure) -> str:
+    if objective.is_timing and not (outcome.figures and outcome.figures.on_target):
+        return "first in the profile's order"
+    words = {"latency_p50_ms": "fastest", "size_mib": "smallest"}
+    return words.get(objective.name, f"best {objective.name}")

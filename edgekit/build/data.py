@@ -33,11 +33,11 @@ class Naming:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows that fit the model: engine inputs (rows, ...) and, for evaluation, labels (rows,) int64."""
+    """Rows that fit the model: engine inputs (rows, ...) and, for evaluation, the truth (rows,)."""
 
     name: str
     inputs: dict[str, NDArray[Any]]
-    labels: NDArray[np.int64] | None
+    truth: NDArray[Any] | None
     sha256: str
     """Of the selected rows as stored, names, dtypes and shapes included."""
     warnings: tuple[str, ...] = ()

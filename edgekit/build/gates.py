@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgekit.bundle.model import GateResult, Interval, Latency
+from edgekit.errors import InputError
 from edgekit.profile import Budget
 
 SPEED_TOLERANCE = 0.05
 """Medians of two interleaved series on one idle machine repeat within a few percent; a candidate is
 called slower only beyond this share."""
+ACCURACY_GATES = ("accuracy", "error growth")
 MIB = 1024 * 1024
 
 
@@ -18,6 +22,7 @@ class Figures:
     """What was measured of one candidate and of fp32 on the same engine, side by side."""
 
     accuracy: Interval
+    """Of the metric, whichever it is."""
     baseline_accuracy: Interval
     samples: int
     latency: Latency
@@ -29,20 +34,96 @@ class Figures:
     """The candidate is the fp32 model itself."""
     on_target: bool
     """The host has the profile's architecture and CPU features; only then do timings decide."""
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    is_share: bool = True
+    """The metric lies in 0..1, so that there is an error rate."""
+    of_reference: bool = False
+    """The metric compares with fp32: its own errors are 0 by definition."""
+    cpu_ms: float = 0.0
+    baseline_cpu_ms: float = 0.0
+    emulated: str = ""
+    """The CPU that was emulated for the answers; empty: this host's own."""
+    stand_in: str = ""
+    """The engine that answered in place of the candidate's own; empty: its own."""
+
+    @property
+    def size_mib(self) -> float:
+        return self.size_bytes / MIB
+
+    @property
+    def speedup(self) -> float:
+        return self.baseline_latency.p50_ms / max(self.latency.p50_ms, 1e-9)
 
 
-def judge(figures: Figures, budget: Budget, *, size_matters: bool) -> tuple[GateResult, ...]:
+@dataclass(frozen=True)
+class Figure:
+    """A figure that objectives and constraints may name, with its unit and direction."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    read: Callable[[Figures], float]
+    is_timing: bool = False
+    """Means something only where it was measured on the target."""
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("accuracy", "metric", True, lambda f: f.accuracy.value),
+        Figure("latency_p50_ms", "ms", False, lambda f: f.latency.p50_ms, is_timing=True),
+        Figure("latency_p95_ms", "ms", False, lambda f: f.latency.p95_ms, is_timing=True),
+        Figure("latency_p99_ms", "ms", False, lambda f: f.latency.p99_ms, is_timing=True),
+        Figure("cpu_ms", "CPU ms, a proxy of energy", False, lambda f: f.cpu_ms, is_timing=True),
+        Figure("speedup", "x fp32", True, lambda f: f.speedup, is_timing=True),
+        Figure("peak_rss_mib", "MiB", False, lambda f: f.peak_rss_mib),
+        Figure("size_mib", "MiB", False, lambda f: f.size_mib),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A figure's limit: at most (`is_maximum`) or at least."""
+
+    figure: str
+    is_maximum: bool
+    limit: float
+
+
+def constraint(text: str, *, is_maximum: bool) -> Constraint:
+    """`NAME=VALUE`. Raises InputError naming the known figures."""
+    name, _, value = text.partition("=")
+    flag = "--max" if is_maximum else "--min"
+    if name not in FIGURES:
+        raise InputError(f"{flag} {text!r}: no such figure", f"one of {', '.join(sorted(FIGURES))}")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise InputError(f"{flag} {text!r}: not a number", f"as {flag} {name}=1.5, in {FIGURES[name].unit}")
+    return Constraint(name, is_maximum, limit)
+
+
+def judge(
+    figures: Figures, budget: Budget, *, size_matters: bool, constraints: Sequence[Constraint] = ()
+) -> tuple[GateResult, ...]:
     """Every gate's verdict, in a fixed order. `size_matters`: speed against fp32 is not asked for."""
-    gates = [_accuracy(figures, budget), _error_growth(figures, budget)]
+    gates = [_accuracy(figures, budget)]
+    if figures.is_share and not figures.of_reference:
+        gates.append(_error_growth(figures, budget))
     gates.append(_speed(figures, budget, size_matters=size_matters))
     if budget.latency_p95_ms:
         gates.append(_timing("latency", figures, figures.latency.p95_ms, budget.latency_p95_ms, "p95 ms"))
     if budget.peak_rss_mib:
         gates.append(_limit("memory", figures.peak_rss_mib, budget.peak_rss_mib, "MiB peak RSS"))
     if budget.bundle_mib:
-        gates.append(_limit("size", figures.size_bytes / MIB, budget.bundle_mib, "MiB"))
+        gates.append(_limit("size", figures.size_mib, budget.bundle_mib, "MiB"))
     if budget.min_coverage:
         gates.append(_coverage(figures, budget))
+    gates += [_constraint(figures, one) for one in constraints]
     return tuple(gates)
 
 
@@ -51,15 +132,20 @@ def passed(gates: tuple[GateResult, ...]) -> bool:
 
 
 def _accuracy(figures: Figures, budget: Budget) -> GateResult:
-    """accuracy >= ratio x fp32: the rule of MLPerf Inference."""
-    want = budget.accuracy_ratio * figures.baseline_accuracy.value
-    good = figures.accuracy.value >= want
-    sign = ">=" if good else "<"
-    reason = (
-        f"accuracy {figures.accuracy.value:.4f} {sign} {budget.accuracy_ratio:g} x fp32's "
-        f"{figures.baseline_accuracy.value:.4f} = {want:.4f}"
-    )
-    return GateResult("accuracy", good, reason)
+    """metric >= ratio x fp32: the rule of MLPerf Inference. Where lower is better, the same share of room:
+    1 - metric for a share, at most fp32 / ratio for any other."""
+    value, base, ratio = figures.accuracy.value, figures.baseline_accuracy.value, budget.accuracy_ratio
+    if figures.higher_is_better:
+        want = ratio * base if base >= 0 else base / ratio
+        good = value >= want
+        rule = f"{ratio:g} x fp32's {base:.4f} = {want:.4f}"
+        sign = ">=" if good else "<"
+    else:
+        want = 1 - ratio * (1 - base) if figures.is_share else base / max(ratio, 1e-9)
+        good = value <= want
+        rule = f"{want:.4f}, fp32's {base:.4f} with {ratio:g} allowed"
+        sign = "<=" if good else ">"
+    return GateResult("accuracy", good, f"{figures.metric} {value:.4f} {sign} {rule}")
 
 
 def _error_growth(figures: Figures, budget: Budget) -> GateResult:
@@ -67,8 +153,12 @@ def _error_growth(figures: Figures, budget: Budget) -> GateResult:
 
     Judged on the end of the candidate's interval that speaks for it, so that chance does not fail it.
     """
-    errors, fewest = 1 - figures.accuracy.value, 1 - figures.accuracy.high
-    allowed = (1 + budget.error_growth) * (1 - figures.baseline_accuracy.value)
+    if figures.higher_is_better:
+        errors, fewest = 1 - figures.accuracy.value, 1 - figures.accuracy.high
+        base = 1 - figures.baseline_accuracy.value
+    else:
+        errors, fewest, base = figures.accuracy.value, figures.accuracy.low, figures.baseline_accuracy.value
+    allowed = (1 + budget.error_growth) * base
     good = fewest <= allowed
     reason = (
         f"error rate {errors:.4f} (at least {fewest:.4f} with 95 % confidence) "
@@ -78,7 +168,7 @@ def _error_growth(figures: Figures, budget: Budget) -> GateResult:
 
 
 def _speed(figures: Figures, budget: Budget, *, size_matters: bool) -> GateResult:
-    speedup = figures.baseline_latency.p50_ms / max(figures.latency.p50_ms, 1e-9)
+    speedup = figures.speedup
     seen = f"{speedup:.2f} x fp32 on the same engine"
     if figures.is_baseline:
         return GateResult("speed", True, "the fp32 baseline itself")
@@ -96,6 +186,18 @@ def _timing(name: str, figures: Figures, value: float, most: float, unit: str) -
     if not figures.on_target:
         return GateResult(name, True, f"{value:.2f} {unit} here; not decided, this host is not the target")
     return _limit(name, value, most, unit)
+
+
+def _constraint(figures: Figures, wanted: Constraint) -> GateResult:
+    figure = FIGURES[wanted.figure]
+    value = figure.read(figures)
+    if figure.is_timing and not figures.on_target:
+        return GateResult(
+            figure.name, True, f"{value:.3f} {figure.unit} here; not decided, this host is not the target"
+        )
+    good = value <= wanted.limit if wanted.is_maximum else value >= wanted.limit
+    sign = "<=" if value <= wanted.limit else ">"
+    return GateResult(figure.name, good, f"{value:.4g} {sign} {wanted.limit:g} {figure.unit}")
 
 
 def _limit(name: str, value: float, most: float, unit: str) -> GateResult:

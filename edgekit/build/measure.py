@@ -6,6 +6,7 @@ fp32 baseline of the same engine afterwards, then both in turn, so that a busy m
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +20,17 @@ from edgekit import runtimes
 from edgekit.backends import Recipe
 from edgekit.build.stats import percentile
 from edgekit.bundle.model import GoldenSpec, Latency
+from edgekit.errors import DataError, EngineError
 from edgekit.profile import Verify
 from edgekit.runtimes import Session, _golden
 
 WARM_UP_RUNS = 20
 MIN_RUNS, MAX_RUNS = 50, 400
 TIMING_BUDGET_S = 2.0
+GLANCE_RUNS = 10
+BINS = 24
 MIB = 1024 * 1024
+MAX_OUTPUT_MIB = 2048
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,35 @@ class Plan:
     classify: bool
     """The first output scores classes; then golden samples carry the source model's class."""
     baseline_options: dict[str, str | int | float | bool]
+    engine: str = ""
+    """The runtime to measure on, when the recipe's own cannot be had here (its stand-in)."""
+    give_up_ms: float = 0.0
+    """A first look slower than this ends the measurement: something smaller is that much faster."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Runs per latency bin, `edges_ms` (bins + 1,), candidate and baseline on the same bins."""
+
+    edges_ms: tuple[float, ...]
+    counts: tuple[int, ...]
+    baseline_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
     engine_version: str
-    answers: tuple[int, ...]
-    """Class per evaluation row."""
+    outputs: tuple[str, ...]
+    """Names, in the model's order; the arrays are the files "answers/0.npy" ..."""
     latency: Latency
     baseline_latency: Latency
+    histogram: Histogram
+    cpu_ms: float
+    """CPU time of one run over all threads, median: what a run costs in energy, up to the device's watts."""
+    baseline_cpu_ms: float
     peak_rss_mib: float
     """High-water mark of the process that loaded the model and answered every row: engine included,
-    the evaluation rows themselves left out."""
+    the evaluation rows and answers themselves left out."""
     load_rss_mib: float
     """What loading and running added to a process that had the engine imported."""
     coverage: dict[str, int]
@@ -57,56 +79,119 @@ class Measured:
 def measure(
     recipe: Recipe, plan: Plan, files: Mapping[str, bytes], arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[Measured, dict[str, bytes]]:
-    """Figures and golden files. `arrays`: engine inputs under "input/<name>", and the source model's
-    classes as "reference" (rows,); without them the candidate is its own reference.
+    """Figures, golden files and "answers/<i>.npy". `arrays`: engine inputs under "input/<name>", and the
+    source model's classes as "reference" (rows,); without them the candidate is its own reference.
 
-    Raises EngineError when the engine refuses the candidate.
+    Raises EngineError when the engine refuses the candidate, or it is hopelessly slow (`plan.give_up_ms`).
     """
-    runtime = runtimes.get(recipe.engine)
+    runtime = runtimes.get(plan.engine or recipe.engine)
     version = runtime.version()
     inputs = {name[6:]: array for name, array in arrays.items() if name.startswith("input/")}
     # All rows lie in memory from here to the end; on a device they do not.
-    rows_mib = sum(array.nbytes for array in arrays.values()) / MIB
+    held_mib = sum(array.nbytes for array in arrays.values()) / MIB
     before = _peak_rss_mib()
     session = runtime.load(_part(files, "candidate/"), recipe.runtime_options)
-    answers = answer(session, inputs)
+    _glance(session, inputs, plan.give_up_ms)
+    outputs = answer(session, inputs)
+    held_mib += sum(array.nbytes for array in outputs.values()) / MIB
     peak = _peak_rss_mib()
-    golden, golden_files = _golden.make(
-        session, inputs, arrays.get("reference", answers) if plan.classify else None, plan.verify
-    )
+    reference = None
+    if plan.classify:
+        reference = arrays.get("reference", _golden.classes(next(iter(outputs.values()))))
+    golden, golden_files = _golden.make(session, inputs, reference, plan.verify)
     baseline = runtime.load(_part(files, "baseline/"), plan.baseline_options)
-    latency, baseline_latency = _race(session, baseline, inputs)
+    candidate_times, baseline_times = _race(session, baseline, inputs)
     coverage = session.coverage()
     baseline.close()
     session.close()
-    return Measured(
+    measured = Measured(
         engine_version=version,
-        answers=tuple(int(value) for value in answers),
-        latency=latency,
-        baseline_latency=baseline_latency,
-        peak_rss_mib=round(peak - rows_mib, 1),
+        outputs=tuple(outputs),
+        latency=_latency(candidate_times.wall_s),
+        baseline_latency=_latency(baseline_times.wall_s),
+        histogram=_histogram(candidate_times.wall_s, baseline_times.wall_s),
+        cpu_ms=round(percentile(candidate_times.cpu_s, 0.5) * 1e3, 5),
+        baseline_cpu_ms=round(percentile(baseline_times.cpu_s, 0.5) * 1e3, 5),
+        peak_rss_mib=round(max(peak - held_mib, 0.0), 1),
         load_rss_mib=round(peak - before, 1),
         coverage=coverage,
         golden=golden,
-    ), golden_files
+    )
+    return measured, {**golden_files, **pack_outputs(outputs)}
 
 
-def answer(session: Session, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """The class of every row, (rows,), one row per run as on the device."""
+def answer(session: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every output for every row, (rows, ...), one row per run as on the device.
+
+    Raises DataError when the answers would not fit into memory.
+    """
     rows = len(next(iter(inputs.values())))
-    classes = []
+    whole: dict[str, NDArray[Any]] = {}
     for i in range(rows):
         outputs = session.run({name: array[i : i + 1] for name, array in inputs.items()})
-        classes.append(_golden.classes(next(iter(outputs.values())))[0])
-    return np.array(classes, np.int64)
+        if not whole:
+            whole = {name: _room(name, array, rows) for name, array in outputs.items()}
+        for name, array in outputs.items():
+            if array.shape != (1, *whole[name].shape[1:]):
+                raise DataError(
+                    f"output {name!r} changes its shape from row to row: {list(whole[name].shape[1:])}, then "
+                    f"{list(array.shape)}",
+                    "export the model with outputs of a fixed size",
+                )
+            whole[name][i] = array[0]
+    return whole
 
 
-def _race(
-    candidate: Session, baseline: Session, inputs: Mapping[str, NDArray[Any]]
-) -> tuple[Latency, Latency]:
-    """Latency of both, run in turn on the same rows."""
+def pack_outputs(outputs: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """Arrays as "answers/<i>.npy"; the names travel in `Measured.outputs`."""
+    files = {}
+    for i, array in enumerate(outputs.values()):
+        with io.BytesIO() as buffer:
+            np.save(buffer, array, allow_pickle=False)
+            files[f"answers/{i}.npy"] = buffer.getvalue()
+    return files
+
+
+def unpack_outputs(names: tuple[str, ...], files: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
+    """The inverse of `pack_outputs`."""
+    arrays = (np.load(io.BytesIO(files[f"answers/{i}.npy"]), allow_pickle=False) for i, _ in enumerate(names))
+    return dict(zip(names, arrays, strict=True))
+
+
+def _room(name: str, first: NDArray[Any], rows: int) -> NDArray[Any]:
+    if first.nbytes * rows > MAX_OUTPUT_MIB * MIB:
+        raise DataError(
+            f"the answers to {rows} rows are {first.nbytes * rows // MIB} MiB in output {name!r}",
+            "evaluate on fewer rows: FILE.npz[0:200]",
+        )
+    return np.empty((rows, *first.shape[1:]), first.dtype)
+
+
+def _glance(session: Session, inputs: Mapping[str, NDArray[Any]], give_up_ms: float) -> None:
+    if not give_up_ms:
+        return
+    row = {name: array[:1] for name, array in inputs.items()}
+    times = []
+    for _ in range(GLANCE_RUNS):
+        begin = time.perf_counter()
+        session.run(row)
+        times.append((time.perf_counter() - begin) * 1e3)
+    if min(times) > give_up_ms:
+        raise EngineError(
+            f"dominated: {min(times):.2f} ms at best, while a smaller candidate needs {give_up_ms / 2:.2f}"
+        )
+
+
+@dataclass(frozen=True)
+class _Times:
+    wall_s: list[float]
+    cpu_s: list[float]
+
+
+def _race(candidate: Session, baseline: Session, inputs: Mapping[str, NDArray[Any]]) -> tuple[_Times, _Times]:
+    """Times of both, run in turn on the same rows."""
     rows = len(next(iter(inputs.values())))
-    both: tuple[tuple[Session, list[float]], ...] = ((candidate, []), (baseline, []))
+    both = ((candidate, _Times([], [])), (baseline, _Times([], [])))
     deadline = 0.0
     for i in range(WARM_UP_RUNS + MAX_RUNS):
         row = {name: array[i % rows : i % rows + 1] for name, array in inputs.items()}
@@ -115,16 +200,27 @@ def _race(
         elif i > WARM_UP_RUNS + MIN_RUNS and time.perf_counter() > deadline:
             break
         for session, times in both:
-            begin = time.perf_counter()
+            begin, cpu = time.perf_counter(), time.process_time()
             session.run(row)
-            times.append(time.perf_counter() - begin)
-    first, second = (_latency(times[WARM_UP_RUNS:]) for _, times in both)
+            times.wall_s.append(time.perf_counter() - begin)
+            times.cpu_s.append(time.process_time() - cpu)
+    first, second = (_Times(times.wall_s[WARM_UP_RUNS:], times.cpu_s[WARM_UP_RUNS:]) for _, times in both)
     return first, second
 
 
 def _latency(seconds: list[float]) -> Latency:
     p50, p95, p99 = (round(percentile(seconds, share) * 1e3, 5) for share in (0.5, 0.95, 0.99))
     return Latency(p50, p95, p99, len(seconds))
+
+
+def _histogram(candidate: list[float], baseline: list[float]) -> Histogram:
+    """Bins of equal ratio from the fastest run to the 99th percentile; slower runs fall into the last."""
+    both = np.array([candidate, baseline]) * 1e3
+    top = max(float(np.quantile(both, 0.99)), float(both.min()) * 1.01)
+    edges = np.geomspace(float(both.min()) * 0.999, top, BINS + 1)
+    counts = [np.histogram(np.minimum(times, top), edges)[0] for times in both]
+    rounded = tuple(round(float(edge), 5) for edge in edges)
+    return Histogram(rounded, tuple(map(int, counts[0])), tuple(map(int, counts[1])))
 
 
 def _part(files: Mapping[str, bytes], prefix: str) -> dict[str, bytes]:

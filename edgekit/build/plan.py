@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekit import backends
-from edgekit.backends import Recipe
+from edgekit.backends import Recipe, SourceModel
 from edgekit.errors import EngineMissing, ProfileError
 from edgekit.profile import Profile, Target
 
@@ -25,14 +25,35 @@ class Candidate:
         return f"{self.profile.name}.{self.recipe.name}"
 
 
-def candidates(profile: Profile, precisions: Sequence[str]) -> tuple[list[Candidate], list[str]]:
-    """Candidates in order of preference, and a line for each target that cannot be tried.
+@dataclass(frozen=True)
+class Family:
+    """One engine and precision of a profile: its recipes, best guess first. The first is always tried, the
+    others when those before them lose too much accuracy (or with `--effort thorough`)."""
 
-    `precisions` narrows the profile's own. Raises ProfileError when nothing is left.
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def first(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def others(self) -> tuple[Candidate, ...]:
+        return self.candidates[1:]
+
+
+def families(
+    profile: Profile, precisions: Sequence[str], engines: Sequence[str] = ()
+) -> tuple[list[Family], list[str]]:
+    """Families in order of preference, and a line for each target that cannot be tried.
+
+    `precisions` and `engines` narrow the profile's own. Raises ProfileError when nothing is left.
     """
-    found: list[Candidate] = []
+    found: list[Family] = []
     notes: list[str] = []
+    rank = 0
     for target in profile.target:
+        if engines and target.runtime not in engines:
+            continue
         try:
             backend = backends.get(target.runtime)
             backend.tools()
@@ -42,11 +63,13 @@ def candidates(profile: Profile, precisions: Sequence[str]) -> tuple[list[Candid
         for precision in target.precisions:
             if precisions and precision not in precisions:
                 continue
-            for recipe in backend.recipes(precision, target, profile.calibration):
-                found.append(Candidate(profile, target, recipe, len(found)))
+            recipes = list(backend.recipes(precision, target, profile.calibration))
+            members = tuple(Candidate(profile, target, recipe, rank + i) for i, recipe in enumerate(recipes))
+            rank += len(members)
+            found += [Family(members)] if members else []
     if not found:
-        asked = f" at {', '.join(precisions)}" if precisions else ""
-        offered = sorted({p for target in profile.target for p in target.precisions})
+        asked = f" at {', '.join((*precisions, *engines))}" if precisions or engines else ""
+        offered = sorted({f"{t.runtime} {p}" for t in profile.target for p in t.precisions})
         raise ProfileError(f"{profile.name}: no candidate{asked}", f"the profile offers {', '.join(offered)}")
     return found, notes
 
@@ -57,3 +80,18 @@ def baseline(candidate: Candidate) -> Recipe:
         "fp32", candidate.target, candidate.profile.calibration
     )
     return next(iter(recipes))
+
+
+def unworthy(candidate: Candidate, model: SourceModel) -> str:
+    """Why the backend itself would not try this recipe on this model; empty when it would, or has no say."""
+    backend = backends.get(candidate.recipe.engine)
+    return backend.worth(model, candidate.recipe) if isinstance(backend, backends.Selective) else ""
+
+
+def stand_in(engine: str) -> str:
+    """The runtime that measures the engine's files where the engine itself cannot run; empty: its own.
+
+    TensorRT's graphs, for one, run on ONNX Runtime's CPU kernels: answers, not speed.
+    """
+    backend = backends.get(engine)
+    return backend.stand_in if isinstance(backend, backends.StandIn) else ""

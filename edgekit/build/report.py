@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import platform
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit import codec
+import edgekit
+from edgekit import backends, codec
+from edgekit.build.certify import Context
 from edgekit.build.choose import Outcome
+from edgekit.build.data import Data
+from edgekit.build.forecast import forecast
+from edgekit.build.measurement import Measurement
 from edgekit.build.pipeline import Report
+from edgekit.build.request import Request, objective
+from edgekit.errors import EngineMissing
+from edgekit.profile import Profile
 
 COLUMNS = (
     "profile",
     "candidate",
-    "accuracy [95 %]",
+    "{metric} [95 %]",
     "vs fp32",
     "p50 ms",
     "x fp32",
@@ -27,9 +37,15 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     return [_row(outcome) for outcome in report.outcomes]
 
 
+def titles(report: Report, columns: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+    """The columns' names, with the metric's."""
+    name = report.context.metric.name
+    return tuple(column.format(metric=name if len(name) <= 20 else "metric") for column in columns)
+
+
 def text_table(report: Report, columns: Sequence[str] = COLUMNS) -> str:
     """Aligned plain text, for pipes and logs."""
-    table = [tuple(columns), *rows(report)]
+    table = [titles(report, columns), *rows(report)]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
     return "\n".join(lines) + "\n"
@@ -41,7 +57,7 @@ def rich_table(report: Report) -> Any:
     from rich.text import Text
 
     table = Table(show_edge=False, pad_edge=False)
-    for name in COLUMNS:
+    for name in titles(report):
         table.add_column(name, justify="left" if name in ("profile", "candidate", "verdict") else "right")
     for outcome, row in zip(report.outcomes, rows(report), strict=True):
         style = "bold green" if outcome.kept and not outcome.problem else "yellow" if outcome.kept else ""
@@ -50,30 +66,135 @@ def rich_table(report: Report) -> Any:
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """Everything, for --json."""
+    """Everything, for --json and for the HTML page; docs/report.md describes it."""
+    context, request = report.context, report.request
+    goal = objective(request)
     return {
         "seconds": round(report.seconds, 3),
         "cache_hits": report.cache_hits,
         "notes": list(report.notes),
         "warnings": list(report.warnings),
-        "candidates": [_plain(outcome) for outcome in report.outcomes],
+        "metric": {
+            "name": context.metric.name,
+            "unit": "share" if context.metric.is_share else "",
+            "higher_is_better": context.metric.higher_is_better,
+        },
+        "objective": goal.name,
+        "constraints": [
+            f"{c.figure} {'<=' if c.is_maximum else '>='} {c.limit:g}" for c in request.constraints
+        ],
+        "provenance": _provenance(report),
+        "graph": codec.to_plain(report.graph),
+        "profiles": [_profile(profile, report) for profile in request.profiles],
+        "candidates": [_plain(outcome, report) for outcome in report.outcomes],
         "certificates": [codec.to_plain(variant.certificate) for variant in report.variants],
     }
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    seen = outcome.figures
+def _provenance(report: Report) -> dict[str, Any]:
+    context = report.context
+    engines = dict.fromkeys(outcome.candidate.recipe.engine for outcome in report.outcomes)
     return {
-        "profile": outcome.candidate.profile.name,
-        "variant": outcome.candidate.name,
-        "engine": outcome.candidate.recipe.engine,
-        "precision": outcome.candidate.recipe.precision,
+        "edgekit": edgekit.__version__,
+        "python": platform.python_version(),
+        "model": {
+            "path": str(report.request.model),
+            "sha256": context.model.file_sha256,
+            "format": context.model.format,
+        },
+        "calibration": _data(report.calibration),
+        "evaluation": _data(context.evaluation),
+        "host": codec.to_plain(context.host),
+        "tools": {engine: _tools(engine) for engine in engines},
+    }
+
+
+def _data(data: Data) -> dict[str, Any]:
+    return {"name": data.name, "rows": data.rows, "sha256": data.sha256}
+
+
+def _tools(engine: str) -> dict[str, str]:
+    try:
+        return backends.get(engine).tools()
+    except EngineMissing:
+        return {}
+
+
+def _profile(profile: Profile, report: Report) -> dict[str, Any]:
+    kept = next((o.candidate for o in report.outcomes if o.kept and o.candidate.profile is profile), None)
+    recipe = kept.recipe if kept else None
+    seen = forecast(report.graph, recipe.engine, recipe.precision, profile.hardware) if recipe else None
+    return {
+        "name": profile.name,
+        "description": profile.description,
+        "forecast": codec.to_plain(seen) if seen else None,
+        "kept": kept.name if kept else "",
+    }
+
+
+def _plain(outcome: Outcome, report: Report) -> dict[str, Any]:
+    candidate, recipe = outcome.candidate, outcome.candidate.recipe
+    expected = forecast(report.graph, recipe.engine, recipe.precision, candidate.profile.hardware)
+    return {
+        "profile": candidate.profile.name,
+        "variant": candidate.name,
+        "name": recipe.name,
+        "engine": recipe.engine,
+        "precision": recipe.precision,
+        "options": recipe.options,
+        "runtime_options": recipe.runtime_options,
         "kept": outcome.kept,
+        "pareto": outcome.on_front,
         "reason": outcome.reason,
         "error": outcome.error,
         "gates": codec.to_plain(outcome.gates),
-        "figures": codec.to_plain(seen) if seen else None,
+        "figures": _figures(outcome, report),
+        "layers": [codec.to_plain(layer) for layer in report.layers.get(candidate.name, ())],
+        "forecast": codec.to_plain(expected),
+        "reproduce": reproduce(outcome, report.request),
     }
+
+
+def _figures(outcome: Outcome, report: Report) -> dict[str, Any] | None:
+    if outcome.figures is None or outcome.measurement is None:
+        return None
+    measurement = outcome.measurement
+    histogram = measurement.measured.histogram
+    return {
+        **codec.to_plain(outcome.figures),
+        "latency_histogram": codec.to_plain(histogram),
+        "per_class": _per_class(measurement, report.context),
+    }
+
+
+def _per_class(measurement: Measurement, context: Context) -> list[dict[str, Any]]:
+    labels = context.labels
+    return [
+        {
+            "class": row.index,
+            "label": labels[row.index] if row.index < len(labels) else str(row.index),
+            "accuracy": row.value,
+            "baseline_accuracy": row.baseline,
+            "samples": row.samples,
+        }
+        for row in context.per_class(measurement)
+    ]
+
+
+def reproduce(outcome: Outcome, request: Request) -> str:
+    """The command that builds this candidate alone."""
+    recipe = outcome.candidate.recipe
+    words = ["edgekit", "build", str(request.model), "--profile", outcome.candidate.profile.name]
+    words += ["--calibration", str(request.calibration), "--evaluate", str(request.evaluate)]
+    words += [word for text in request.affine for word in ("--affine", text)]
+    for name, array in request.naming.inputs.items():
+        words += ["--input", f"{name}={array}"]
+    words += ["--labels", request.naming.labels] if request.naming.labels != "labels" else []
+    words += ["--metric", request.metric] if request.metric != "accuracy" else []
+    words += ["--decode", request.decode] if request.decode else []
+    words += ["--engine", recipe.engine, "--precision", recipe.precision, "--effort", request.effort]
+    words += ["--no-gate"] if outcome.problem else []
+    return shlex.join([*words, "--output", f"{outcome.candidate.name}.edgekit"])
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:

@@ -5,24 +5,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit import backends, codec
 from edgekit.backends import Recipe
-from edgekit.build import plan, worker
+from edgekit.build import plan, userfunc, worker
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
 from edgekit.build.data import Data
-from edgekit.build.measure import Measured, Plan
+from edgekit.build.measure import Measured, Plan, unpack_outputs
 from edgekit.build.measurement import Measurement
 from edgekit.build.progress import Progress
 from edgekit.errors import EngineError, EngineMissing
+from edgekit.runtimes import _golden
 
-MAX_MEASUREMENT = 256 * 1024 * 1024
-"""Bytes; it holds the answer to every evaluation row, and it is our own."""
+Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One measurement, its answers unpacked and decoded."""
+
+    measured: Measured
+    golden_files: Mapping[str, bytes]
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Made:
     key: str
     files: Mapping[str, bytes]
     error: EngineError | None = None
+    seconds: float = 0.0
+    """What building took; 0 from the cache."""
 
 
 @dataclass
@@ -40,8 +54,10 @@ class Workshop:
     calibration: Data
     cache: Cache
     progress: Progress
+    builder: Callable[[worker.Job], tuple[dict[str, Any], dict[str, bytes]]] = worker.run
+    """Runs build jobs: here, or on a cluster. Measuring stays here: timings of many machines say nothing."""
     hits: int = 0
-    _known: dict[str, tuple[Measured, dict[str, bytes]]] = field(default_factory=dict)
+    _known: dict[str, _Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def make(self, recipe: Recipe) -> Made:
@@ -63,15 +79,19 @@ class Workshop:
         with self.progress.step(f"build {recipe.name}"):
             arrays = self.calibration.inputs if recipe.needs_calibration else {}
             job = worker.Job("build", recipe, model=self.context.model, arrays=arrays)
+            begin = time.monotonic()
             try:
-                _, files = worker.run(job)
+                _, files = self.builder(job)
             except EngineError as exc:
                 return Made(key, {}, exc)
         self.cache.put(key, files)
-        return Made(key, files)
+        return Made(key, files, seconds=time.monotonic() - begin)
 
-    def measure(self, candidate: plan.Candidate, own: Made, base: Made) -> Measurement:
-        """Figures of one candidate beside its baseline. Raises EngineError when there are none."""
+    def measure(
+        self, candidate: plan.Candidate, own: Made, base: Made, give_up_ms: float = 0.0
+    ) -> Measurement:
+        """Figures of one candidate beside its baseline. Raises EngineError when there are none, or when its
+        first runs take longer than `give_up_ms` (0: never)."""
         for made in (own, base):
             if made.error:
                 raise made.error
@@ -79,14 +99,30 @@ class Workshop:
         reference = None
         if not is_baseline:
             fp32 = plan.Candidate(candidate.profile, candidate.target, plan.baseline(candidate), 0)
-            reference = self.measure(fp32, base, base).measured.answers
-        measured, golden = self._measured(candidate, own, base, reference)
-        return Measurement(measured, golden, own.files, reference or measured.answers, is_baseline)
+            reference = self.measure(fp32, base, base).outputs
+        seen = self._measured(candidate, own, base, reference, give_up_ms)
+        return Measurement(
+            measured=seen.measured,
+            golden_files=seen.golden_files,
+            files=own.files,
+            outputs=seen.outputs,
+            baseline_outputs=seen.outputs if reference is None else reference,
+            is_baseline=is_baseline,
+            stand_in=plan.stand_in(candidate.recipe.engine),
+        )
 
     def _measured(
-        self, candidate: plan.Candidate, own: Made, base: Made, reference: tuple[int, ...] | None
-    ) -> tuple[Measured, dict[str, bytes]]:
+        self,
+        candidate: plan.Candidate,
+        own: Made,
+        base: Made,
+        reference: Outputs | None,
+        give_up_ms: float,
+    ) -> _Seen:
         """From this build's memory, from the cache, or fresh."""
+        classes = None
+        if reference is not None and self.context.metric.classifies:
+            classes = _golden.classes(next(iter(reference.values())))
         question = {
             "candidate": own.key,
             "baseline": base.key,
@@ -94,16 +130,24 @@ class Workshop:
             "preprocessing": self.context.preprocessing,
             "verify": candidate.profile.verify,
             "runtime_options": candidate.recipe.runtime_options,
-            "reference": hashlib.sha256(codec.to_json(reference)).hexdigest(),
+            "reference": "" if classes is None else hashlib.sha256(classes.tobytes()).hexdigest(),
+            "classify": self.context.metric.classifies,
+            "engine": plan.stand_in(candidate.recipe.engine),
             "host": [self.context.host.cpu, self.context.host.isa],
         }
         key = key_of("measure", question)
         if key not in self._known:
-            files = self._remembered(key) or self._fresh(key, candidate, own, base, reference)
-            document = files.pop("measured.json")
-            measured = codec.from_json(Measured, document, what="measurement", max_bytes=MAX_MEASUREMENT)
-            self._known[key] = measured, files
+            files = self._remembered(key) or self._fresh(key, candidate, own, base, classes, give_up_ms)
+            self._known[key] = self._seen(files)
         return self._known[key]
+
+    def _seen(self, files: Mapping[str, bytes]) -> _Seen:
+        measured = codec.from_json(Measured, files["measured.json"], what="measurement")
+        outputs = unpack_outputs(measured.outputs, files)
+        if self.context.decode:
+            outputs = userfunc.decode(self.context.decode, outputs)
+        own = ("answers/", "measured.json")
+        return _Seen(measured, {n: d for n, d in files.items() if not n.startswith(own)}, outputs)
 
     def _remembered(self, key: str) -> dict[str, bytes] | None:
         files = self.cache.get(key)
@@ -113,18 +157,29 @@ class Workshop:
         return files
 
     def _fresh(
-        self, key: str, candidate: plan.Candidate, own: Made, base: Made, reference: tuple[int, ...] | None
+        self,
+        key: str,
+        candidate: plan.Candidate,
+        own: Made,
+        base: Made,
+        reference: NDArray[Any] | None,
+        give_up_ms: float,
     ) -> dict[str, bytes]:
         arrays = {f"input/{name}": array for name, array in self.context.evaluation.inputs.items()}
         if reference is not None:
-            arrays["reference"] = np.array(reference, np.int64)
+            arrays["reference"] = reference.astype(np.int64)
         files = {f"candidate/{name}": data for name, data in own.files.items()}
         files |= {f"baseline/{name}": data for name, data in base.files.items()}
-        options = plan.baseline(candidate).runtime_options
-        todo = Plan(candidate.profile.verify, classify=True, baseline_options=options)
+        todo = Plan(
+            candidate.profile.verify,
+            classify=self.context.metric.classifies,
+            baseline_options=plan.baseline(candidate).runtime_options,
+            engine=plan.stand_in(candidate.recipe.engine),
+            give_up_ms=give_up_ms,
+        )
         job = worker.Job("measure", candidate.recipe, measure=todo, files=files, arrays=arrays)
         with self.progress.step(f"measure {candidate.recipe.name}"):
-            result, golden = worker.run(job)
-        files = {**golden, "measured.json": codec.to_json(result["measured"])}
+            result, made = worker.run(job)
+        files = {**made, "measured.json": codec.to_json(result["measured"])}
         self.cache.put(key, files)
         return files

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgekit.bundle.model import ReleaseInfo
+from edgekit.codec import LATER
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:edgekit:bundle:v1"
@@ -40,6 +41,12 @@ class VariantProvenance:
     engine_version: str
     precision: str
     options: dict[str, str | int | float | bool]
+    recipe_options: dict[str, str | int | float | bool] = field(default_factory=dict, metadata=LATER)
+    """What the quantizer was told; `options` are the engine's on the device."""
+    tools: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    """Library names and versions that decided the bytes; empty in bundles of edgekit 0.1."""
+    model_sha256: str = field(default="", metadata=LATER)
+    """Of the cleaned ONNX that the backend was given."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgekit.codec import LATER
+
 BUNDLE_VERSION = 1
 
 
@@ -94,6 +96,16 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """Recall of one class: the share of its samples that were given it."""
+
+    index: int
+    value: float
+    baseline: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was measured, on what, and which gates it passed. Not deterministic: it holds timings."""
 
@@ -104,12 +116,14 @@ class Certificate:
     calibration_sha256: str
     source_sha256: str
     accuracy: Interval
+    """Of `metric`, whichever it is."""
     baseline_accuracy: Interval
     """The fp32 model on the same engine and data."""
     mcnemar_p: float
-    """Paired exact McNemar test against the baseline; 1.0 when no answer differs."""
+    """Paired test against the baseline: exact McNemar where a sample is right or wrong, bootstrap
+    elsewhere; 1.0 when nothing differs."""
     agreement: float
-    """Share of samples on which variant and baseline give the same class."""
+    """Share of samples on which variant and baseline score the same; for classes: give the same class."""
     latency: Latency
     baseline_latency: Latency
     peak_rss_mib: float
@@ -126,6 +140,14 @@ class Certificate:
     gate_skipped: bool = False
     """True when `--no-gate` let a failing variant through."""
     warnings: tuple[str, ...] = ()
+    higher_is_better: bool = field(default=True, metadata=LATER)
+    cpu_ms: float = field(default=0.0, metadata=LATER)
+    """CPU time of one inference over all threads, median; 0: not measured."""
+    emulated: str = field(default="", metadata=LATER)
+    """CPU model under whose emulation the answers were made; empty: on `host_cpu` itself."""
+    stand_in: str = field(default="", metadata=LATER)
+    """Engine that answered in place of `engine`, which could not run here; empty: `engine` itself."""
+    per_class: tuple[ClassScore, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,12 @@ class Variant:
     """Model files, named as in `config.files`."""
     golden_files: dict[str, bytes]
     """Named as `GoldenSpec` says."""
+    recipe_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What the quantizer was told."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Library names and versions that decide the bytes, the import's included."""
+    model_sha256: str = ""
+    """Of the cleaned ONNX that the backend was given."""
 
 
 @dataclass(frozen=True)

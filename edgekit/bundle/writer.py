@@ -121,6 +121,9 @@ def _provenance(variant: Variant) -> VariantProvenance:
         certificate.engine_version,
         config.precision,
         config.options,
+        variant.recipe_options,
+        variant.tools,
+        variant.model_sha256,
     )
 
 

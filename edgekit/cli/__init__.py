@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(_module(args.command).run(args))
         sys.stdout.flush()
     except EdgekitError as exc:
-        return report(exc)
+        return complain(exc)
     except KeyboardInterrupt:
         sys.stderr.write("\nerror: interrupted\n")
         return INTERRUPTED
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def report(exc: EdgekitError) -> int:
+def complain(exc: EdgekitError) -> int:
     """Print `error: ...` and `  hint: ...` on stderr; the exit code."""
     sys.stderr.write(f"error: {exc.message}\n")
     if exc.hint:

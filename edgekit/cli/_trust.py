@@ -13,6 +13,12 @@ from edgekit.errors import InputError
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgekit file")
+    add_trust(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """`--trust` alone."""
     parser.add_argument(
         "--trust",
         type=Path,
@@ -20,7 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PUBKEY",
         help="public key of a builder to trust; may be repeated (default: builder.pub of `keys show`)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def trusted(args: argparse.Namespace) -> list[VerifyKey]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import sys
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import bundle, codec, profile
-from edgekit.build import report
+from edgekit.build import dryrun, gates, metrics, report
 from edgekit.build.cache import Cache, default_folder
 from edgekit.build.data import Naming
-from edgekit.build.pipeline import Report, Request, build, plan_only
+from edgekit.build.pipeline import Report, build
 from edgekit.build.progress import Lines, Live, Silent
+from edgekit.build.request import Request
 from edgekit.bundle.model import ReleaseInfo
 from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import RecipientKey, SigningKey
 from edgekit.errors import InputError
+
+EXAMPLES = {"--max": "peak_rss_mib=64", "--min": "speedup=1.5"}
 
 
 def register(subparsers: Any) -> None:
@@ -67,19 +71,78 @@ def register(subparsers: Any) -> None:
         metavar="A,B,..|FILE",
         help="class names, comma-separated or one per line in a file",
     )
+    what.add_argument(
+        "--metric",
+        default="accuracy",
+        metavar="NAME",
+        help=f"what is measured: {', '.join(metrics.names())}, or FILE.py:FUNCTION (default: accuracy)",
+    )
+    what.add_argument(
+        "--decode",
+        default="",
+        metavar="FILE.py:FUNCTION",
+        help="turns outputs into what the metric reads, e.g. boxes; runs in a process of its own",
+    )
     how = parser.add_argument_group("search")
     how.add_argument(
         "--precision",
         action="append",
         default=[],
-        choices=("fp32", "fp16", "int8", "int8-dynamic"),
+        choices=profile.PRECISIONS,
+        help="try only this one; repeat for more (default: the profile's)",
+    )
+    how.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="NAME",
         help="try only this one; repeat for more (default: the profile's)",
     )
     how.add_argument(
         "--objective",
-        choices=("latency", "size"),
         default="latency",
-        help="what the best candidate has least of",
+        metavar="FIGURE",
+        help="what the best candidate has least of: latency (default), size, memory, energy, or a figure "
+        "such as latency_p95_ms",
+    )
+    for flag, word in (("--max", "most"), ("--min", "least")):
+        how.add_argument(
+            flag,
+            action="append",
+            default=[],
+            metavar="FIGURE=LIMIT",
+            help=f"at {word} this, e.g. {EXAMPLES[flag]}; repeat for more",
+        )
+    how.add_argument(
+        "--accuracy-ratio",
+        type=float,
+        metavar="SHARE",
+        help="accuracy to keep, as a share of fp32's (default: the profile's, usually 0.99)",
+    )
+    how.add_argument(
+        "--effort",
+        choices=("quick", "normal", "thorough"),
+        default="normal",
+        help="quick: one recipe of each engine and precision; normal: more, then mixed precision, where "
+        "accuracy is lost; thorough: all (default: normal)",
+    )
+    how.add_argument(
+        "--time-budget",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="begin no new candidate after this (default: no limit)",
+    )
+    how.add_argument(
+        "--emulate",
+        action="store_true",
+        help="take answers for foreign profiles from an emulated CPU of theirs",
+    )
+    how.add_argument(
+        "--executor",
+        default="",
+        metavar="WHERE",
+        help="build candidates on a Dask cluster: dask, or dask:ADDRESS (default: here)",
     )
     how.add_argument(
         "--no-gate",
@@ -116,15 +179,15 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, then write the bundle. Everything is checked before the first candidate is made."""
     request = _request(args)
+    cache = Cache(None if args.no_cache else args.cache or default_folder())
     if args.dry_run:
-        return _dry_run(request, as_json=args.json)
+        return _dry_run(request, cache, as_json=args.json)
     _check_output(args.output)
     signer, recipients = _keys(args)
     info = ReleaseInfo(args.name or args.output.stem, args.version, _created())
     for what, text in (("--name", info.name), ("--version", info.version)):
         if not 0 < len(text) <= 200 or not text.isprintable():
             raise InputError(f"{what} {text[:80]!r}: not a name", "use 1 to 200 printable characters")
-    cache = Cache(None if args.no_cache else args.cache or default_folder())
     silent = args.quiet or args.json
     live = Live() if sys.stderr.isatty() and not silent else None
     with live or nullcontext():
@@ -142,12 +205,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    profiles = tuple(profile.get(name) for name in args.profile)
+    profiles = tuple(_profile(name, args.accuracy_ratio) for name in args.profile)
     names = [one.name for one in profiles]
     if len(set(names)) != len(names):
         raise InputError(f"a profile is named twice: {', '.join(names)}", "name each once")
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least 1")
+    if not 0 <= args.time_budget < float("inf"):
+        raise InputError(f"--time-budget {args.time_budget:g}: not a number of seconds")
     pairs = dict(_pair(text) for text in args.input)
     return Request(
         model=args.model,
@@ -157,11 +222,32 @@ def _request(args: argparse.Namespace) -> Request:
         naming=Naming(pairs, args.labels),
         affine=tuple(args.affine),
         label_names=_label_names(args.label_names),
+        metric=args.metric,
+        decode=args.decode,
         precisions=tuple(args.precision),
+        engines=tuple(args.engine),
         objective=args.objective,
+        constraints=(
+            *(gates.constraint(text, is_maximum=True) for text in args.max),
+            *(gates.constraint(text, is_maximum=False) for text in args.min),
+        ),
+        effort=args.effort,
+        time_budget_s=args.time_budget,
+        emulate=args.emulate,
         gate=not args.no_gate,
         jobs=args.jobs,
+        executor=args.executor,
     )
+
+
+def _profile(name: str, accuracy_ratio: float | None) -> profile.Profile:
+    chosen = profile.get(name)
+    if accuracy_ratio is None:
+        return chosen
+    if not 0 < accuracy_ratio <= 1:
+        raise InputError(f"--accuracy-ratio {accuracy_ratio:g}: not a share", "above 0, at most 1")
+    budget = dataclasses.replace(chosen.budget, accuracy_ratio=accuracy_ratio)
+    return dataclasses.replace(chosen, budget=budget)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -215,15 +301,13 @@ def _created() -> str:
         raise InputError(f"SOURCE_DATE_EPOCH={epoch} is no time", "seconds since 1970") from None
 
 
-def _dry_run(request: Request, *, as_json: bool) -> int:
-    tried, notes = plan_only(request)
+def _dry_run(request: Request, cache: Cache, *, as_json: bool) -> int:
+    lines = dryrun.plan(request, cache)
     if as_json:
-        sys.stdout.buffer.write(
-            codec.to_json({"candidates": [c.name for c in tried], "notes": notes}) + b"\n"
-        )
-        return 0
-    sys.stdout.write("".join(f"{candidate.name}\n" for candidate in tried))
-    sys.stderr.write("".join(f"{note}\n" for note in notes))
+        sys.stdout.buffer.write(codec.to_json(lines) + b"\n")
+    else:
+        sys.stdout.write(dryrun.text(lines))
+        sys.stderr.write("".join(f"{note}\n" for note in lines.notes))
     return 0
 
 

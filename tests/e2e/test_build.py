@@ -202,7 +202,7 @@ def test_damaged_cache_entries_are_made_anew(bench: Bench, first: Done, tmp_path
     for path in entries:
         with contextlib.suppress(ValueError):
             sound.append(unpack(path.read_bytes()))
-    assert len(sound) == 3  # the cleaned model, the candidate, its measurement
+    assert len(sound) == 4  # the cleaned model, its graph's figures, the candidate, its measurement
 
 
 def test_zeros_are_refused_by_the_gate(forced: tuple[Done, Done, bool]) -> None:
@@ -377,5 +377,8 @@ def test_bad_input_is_one_line(command: Callable[..., Done], tmp_path: Path, cas
 def test_a_dry_run_writes_nothing(command: Callable[..., Done], tmp_path: Path) -> None:
     done = command(MODEL, "--profile", "intel-nuc", "-o", tmp_path / "x.edgekit", *GOOD, "--dry-run")
     assert done.code == 0
-    assert done.out.splitlines()[0] == "intel-nuc.openvino.int8-mixed"
-    assert list(tmp_path.iterdir()) == []
+    head, first, *_, total = done.out.splitlines()
+    assert head.split() == ["candidate", "tried", "build", "s", "MiB", "ms"]
+    assert first.split()[:2] == ["intel-nuc.openvino.int8-mixed", "first"]
+    assert "s in all" in total
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}

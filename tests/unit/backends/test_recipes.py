@@ -13,7 +13,7 @@ import pytest
 
 from edgekit import backends, profile, runtimes
 from edgekit.backends import Recipe, SourceModel
-from edgekit.build import source, worker
+from edgekit.build import sources, worker
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.profile import CalibrationPolicy, Precision, Target
 from tests.unit.runtimes import kws
@@ -45,7 +45,7 @@ RECIPES = {recipe.name: recipe for recipe in recipes()}
 
 @cache
 def model() -> SourceModel:
-    return source.load(Path(__file__).parents[3] / "examples" / "kws" / "kws_fp32.onnx")
+    return sources.load(Path(__file__).parents[3] / "examples" / "kws" / "kws_fp32.onnx")
 
 
 @cache

@@ -39,9 +39,9 @@ def test_rows_are_selected_and_labels_with_them(tmp_path: Path) -> None:
     found = load(f"{text}[10:25]")
     assert found.rows == 15
     np.testing.assert_array_equal(found.inputs["x"], ROWS[10:25])
-    assert found.labels is not None
-    assert found.labels.dtype == np.int64
-    np.testing.assert_array_equal(found.labels, LABELS[10:25])
+    assert found.truth is not None
+    assert found.truth.dtype == np.int64
+    np.testing.assert_array_equal(found.truth, LABELS[10:25])
     assert load(f"{text}[38:]").rows == 2
     assert load(f"{text}[:3]").rows == 3
     assert load(text).rows == 40

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.build import stats
+from edgekit.build import gates, stats
 from edgekit.build.gates import Figures, judge, passed
-from edgekit.bundle.model import GateResult
+from edgekit.bundle.model import GateResult, Interval
+from edgekit.errors import InputError
 from edgekit.profile import Budget
 from tests.unit.build.figures import figures, slow
 
@@ -108,3 +109,46 @@ def test_a_latency_budget_is_not_decided_on_another_machine() -> None:
 )
 def test_coverage(coverage: dict[str, int], good: bool) -> None:
     assert verdicts(figures(coverage=coverage), Budget(min_coverage=0.9))["coverage"].passed is good
+
+
+def test_a_metric_where_lower_is_better() -> None:
+    cer = {"metric": "cer", "higher_is_better": False}
+    same = figures(**cer, accuracy=Interval(0.02, 0.01, 0.03), baseline_accuracy=Interval(0.02, 0.01, 0.03))
+    assert verdicts(same)["accuracy"].reason == "cer 0.0200 <= 0.0298, fp32's 0.0200 with 0.99 allowed"
+    worse = figures(**cer, accuracy=Interval(0.04, 0.035, 0.05), baseline_accuracy=Interval(0.02, 0.01, 0.03))
+    assert [name for name, gate in verdicts(worse).items() if not gate.passed] == ["accuracy", "error growth"]
+
+
+def test_agreement_with_fp32_has_no_error_growth_gate() -> None:
+    seen = figures(
+        metric="f1-agreement", of_reference=True, accuracy=Interval(0.95, 0.9, 0.99),
+        baseline_accuracy=Interval(1.0, 1.0, 1.0),
+    )  # fmt: skip
+    assert list(verdicts(seen)) == ["accuracy", "speed"]
+    assert not verdicts(seen)["accuracy"].passed
+    assert verdicts(seen, Budget(accuracy_ratio=0.95))["accuracy"].passed
+
+
+@pytest.mark.parametrize(
+    ("text", "is_maximum", "good"),
+    [("peak_rss_mib=50", True, True), ("peak_rss_mib=49", True, False), ("speedup=2", False, True),
+     ("speedup=2.1", False, False), ("accuracy=0.92", False, False), ("size_mib=1", True, True)],
+)  # fmt: skip
+def test_constraints(text: str, is_maximum: bool, good: bool) -> None:
+    limit = gates.constraint(text, is_maximum=is_maximum)
+    *_, gate = judge(figures(), NO_LIMITS, size_matters=False, constraints=[limit])
+    assert gate.gate == limit.figure
+    assert gate.passed is good
+
+
+def test_a_timing_constraint_is_not_decided_on_another_machine() -> None:
+    limit = gates.constraint("latency_p95_ms=0.001", is_maximum=True)
+    *_, gate = judge(figures(on_target=False), NO_LIMITS, size_matters=False, constraints=[limit])
+    assert gate.passed
+    assert "not decided" in gate.reason
+
+
+@pytest.mark.parametrize("text", ["watts=3", "size_mib", "size_mib=much", "size_mib=nan"])
+def test_a_bad_constraint_says_what_there_is(text: str) -> None:
+    with pytest.raises(InputError, match="--max"):
+        gates.constraint(text, is_maximum=True)

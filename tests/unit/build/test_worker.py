@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekit.backends import Recipe, SourceModel
-from edgekit.build import worker
+from edgekit.build import measure, worker
 from edgekit.build.measure import Plan
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError, SystemFault
@@ -47,16 +47,16 @@ def test_files_go_in_and_out() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("signal", "crasher.fp32: build was ended by signal 11"),
-        ("raise", "crasher.fp32: build failed with exit code 1: second line"),
-        ("exit", "crasher.fp32: build failed with exit code 3: out of luck"),
-        ("silent", "crasher.fp32: build failed with exit code 0"),
+        ("signal", "crasher.fp32-how.{how}: build was ended by signal 11"),
+        ("raise", "crasher.fp32-how.{how}: build failed with exit code 1: second line"),
+        ("exit", "crasher.fp32-how.{how}: build failed with exit code 3: out of luck"),
+        ("silent", "crasher.fp32-how.{how}: build failed with exit code 0"),
     ],
 )
 def test_a_child_that_goes_wrong_is_one_line(how: str, words: str) -> None:
     with pytest.raises(EngineError) as error:
         build(how)
-    assert error.value.message == words
+    assert error.value.message == words.format(how=how)
 
 
 @pytest.mark.usefixtures("plug_in")
@@ -100,7 +100,8 @@ def test_a_real_model_is_measured_as_the_runtime_answers() -> None:
     session = kws.session("onnxruntime", intra_threads=1)
     expected = [int(session.run({kws.INPUT: row[None]})[kws.OUTPUT].argmax()) for row in rows]
     measured = result["measured"]
-    assert measured["answers"] == expected
+    outputs = measure.unpack_outputs(tuple(measured["outputs"]), golden)
+    assert outputs[kws.OUTPUT].argmax(axis=1).tolist() == expected
     assert measured["golden"]["samples"] == 5
     assert len(golden[f"inputs/{kws.INPUT}"]) == 5 * 49 * 10 * 4
     assert 0 < measured["latency"]["p50_ms"] <= measured["latency"]["p95_ms"] <= measured["latency"]["p99_ms"]

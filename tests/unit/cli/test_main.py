@@ -42,9 +42,9 @@ def test_no_and_unknown_commands_are_usage_errors() -> None:
 
 
 def test_a_deliberate_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.report(EdgekitError("it\nbroke", "mend it")) == 2
+    assert cli.complain(EdgekitError("it\nbroke", "mend it")) == 2
     assert capsys.readouterr().err == "error: it broke\n  hint: mend it\n"
-    cli.report(EdgekitError("it broke"))
+    cli.complain(EdgekitError("it broke"))
     assert capsys.readouterr().err == "error: it broke\n"
 
 

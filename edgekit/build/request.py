@@ -1,0 +1,67 @@
+"""What to build: the one argument of `pipeline.build`, filled by the command line or by a Python program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgekit.build import data
+from edgekit.build.gates import FIGURES, Constraint, Figure
+from edgekit.errors import InputError
+from edgekit.profile import Profile
+
+Effort = Literal["quick", "normal", "thorough"]
+"""quick: the first recipe of each engine and precision. normal: more recipes, then mixed precision, where
+accuracy is lost. thorough: every recipe."""
+
+OBJECTIVES = {
+    "latency": "latency_p50_ms",
+    "size": "size_mib",
+    "memory": "peak_rss_mib",
+    "energy": "cpu_ms",
+}
+"""Short names for figures."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. `calibration` and `evaluate` are data as docs/data.md describes."""
+
+    model: Path
+    profiles: tuple[Profile, ...]
+    calibration: str
+    evaluate: str
+    naming: data.Naming = field(default_factory=data.Naming)
+    affine: tuple[str, ...] = ()
+    """`[INPUT:]SCALE,OFFSET`: real = (stored - OFFSET) * SCALE."""
+    label_names: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    """A name of `metrics.names()`, or "FILE.py:FUNCTION"."""
+    decode: str = ""
+    """"FILE.py:FUNCTION" from outputs to what the metric reads, e.g. boxes."""
+    precisions: tuple[str, ...] = ()
+    """Narrows the profiles' own; empty: all of them."""
+    engines: tuple[str, ...] = ()
+    """Narrows the profiles' own; empty: all of them."""
+    objective: str = "latency"
+    """A key of OBJECTIVES or of gates.FIGURES."""
+    constraints: tuple[Constraint, ...] = ()
+    effort: Effort = "normal"
+    time_budget_s: float = 0.0
+    """No new candidate is begun after this; 0: no limit. The first of each profile is always tried."""
+    emulate: bool = False
+    """Answers for profiles that this host is not come from an emulated CPU of theirs."""
+    gate: bool = True
+    jobs: int = 2
+    executor: str = ""
+    """Where candidates are built: "" here, "dask" or "dask:ADDRESS" on a cluster."""
+
+
+def objective(request: Request) -> Figure:
+    """The figure that the best candidate has least (or most) of. Raises InputError for an unknown one."""
+    name = OBJECTIVES.get(request.objective, request.objective)
+    if name not in FIGURES:
+        known = ", ".join((*OBJECTIVES, *FIGURES))
+        raise InputError(f"no objective is called {request.objective!r}", f"one of {known}")
+    return FIGURES[name]

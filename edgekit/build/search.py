@@ -1,0 +1,201 @@
+"""The search: from the best guesses of every engine and precision to what each profile needs.
+
+1. The first recipe of every family (engine x precision) is built, side by side, and measured in turn.
+2. Where accuracy was lost, the family's next recipes are tried until one keeps it.
+3. Where none does, layers are given back to floating point, the most sensitive first.
+
+Nothing new is begun once the time budget is spent. What cannot fit, and what something smaller beats at a
+glance, costs no evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from edgekit import codec
+from edgekit.backends import Recipe
+from edgekit.build import choose, forecast, gates, plan
+from edgekit.build.choose import Outcome
+from edgekit.build.forecast import Graph
+from edgekit.build.gates import Figures
+from edgekit.build.measurement import Measurement
+from edgekit.build.plan import Candidate, Family
+from edgekit.build.request import Request
+from edgekit.build.workshop import Made, Workshop
+from edgekit.bundle.model import GateResult
+from edgekit.errors import DataError, EngineError
+
+HOPELESS = 2.0
+"""A candidate that is at least this many times slower than a smaller one, at its first runs, is given up."""
+JOB_MIB = 1024.0
+"""What a quantizer and its libraries take, besides copies of the model."""
+JOB_COPIES = 12.0
+
+Judge = Callable[[Candidate, Measurement], tuple[Figures, tuple[GateResult, ...]]]
+Mixed = Callable[[Candidate, Made], Iterable[Recipe]]
+"""Ever more careful variations of a recipe that lost too much accuracy."""
+
+
+@dataclass
+class Search:
+    """One build's search. `judge` turns a measurement into figures and verdicts."""
+
+    request: Request
+    workshop: Workshop
+    graph: Graph
+    judge: Judge
+    mixed: Mixed
+    outcomes: list[Outcome] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _made: dict[bytes, Made] = field(default_factory=dict)
+    _deadline: float = 0.0
+
+    def run(self, families: Sequence[Family]) -> list[Outcome]:
+        """Try what is worth trying; every outcome, in the families' order."""
+        budget = self.request.time_budget_s
+        self._deadline = time.monotonic() + budget if budget else float("inf")
+        fitting = [family for family in families if self._fits(family)]
+        self._build_ahead(fitting)
+        tried: set[str] = set()
+        for family in fitting:
+            name = family.first.profile.name
+            if self._late() and name in tried:
+                self.notes.append(f"{family.first.name}: not tried, the time budget is spent")
+                continue
+            tried.add(name)
+            self._try_family(family)
+        order = {id(family.first.profile): i for i, family in enumerate(families)}
+        self.outcomes.sort(key=lambda o: order.get(id(o.candidate.profile), 0))
+        return self.outcomes
+
+    def _fits(self, family: Family) -> bool:
+        first = family.first
+        too_big = forecast.too_big(first.profile, self.graph, first.recipe.engine, first.recipe.precision)
+        if too_big and self.request.gate:
+            self.outcomes.append(Outcome(first, error=f"not built: {too_big} (forecast)"))
+            return False
+        return True
+
+    def _build_ahead(self, families: Sequence[Family]) -> None:
+        """All first recipes and their baselines side by side, as many as fit into memory."""
+        recipes = {}
+        for family in families:
+            chosen = self._first_worthy(family)
+            for recipe in (chosen.recipe, plan.baseline(chosen)) if chosen else ():
+                recipes[_bytes_of(recipe)] = recipe
+        with ThreadPoolExecutor(max_workers=self._jobs()) as pool:
+            made = pool.map(self.workshop.make, recipes.values())
+            self._made.update(zip(recipes, made, strict=True))
+
+    def _jobs(self) -> int:
+        need_mib = JOB_MIB + JOB_COPIES * len(self.workshop.context.model.onnx) / forecast.MIB
+        room = int(self.workshop.context.host.ram_mib / need_mib) or 1
+        return max(1, min(self.request.jobs, room))
+
+    def _first_worthy(self, family: Family) -> Candidate | None:
+        model = self.workshop.context.model
+        return next((c for c in family.candidates if not plan.unworthy(c, model)), None)
+
+    def _try_family(self, family: Family) -> None:
+        effort = self.request.effort
+        last: Outcome | None = None
+        for candidate in family.candidates:
+            if last and (self._late() or effort == "quick" or (last.accurate and effort != "thorough")):
+                return
+            if reason := plan.unworthy(candidate, self.workshop.context.model):
+                self.outcomes.append(Outcome(candidate, error=f"not worth trying: {reason}"))
+                continue
+            last = self._try(candidate)
+        accurate = any(o.accurate for o in self.outcomes if o.candidate in family.candidates)
+        if last and effort != "quick" and not accurate:
+            self._mix(self._best_so_far(family) or last)
+
+    def _best_so_far(self, family: Family) -> Outcome | None:
+        """Of the family's measured outcomes, the one with the best answers: mixing starts there."""
+        mine = [o for o in self.outcomes if o.candidate in family.candidates and o.figures]
+        metric = self.workshop.context.metric
+        return max(
+            mine, key=lambda o: metric.goodness(o.figures.accuracy.value) if o.figures else 0, default=None
+        )
+
+    def _mix(self, start: Outcome) -> None:
+        """Give layers back to floating point until the accuracy gates pass or nothing is left to give."""
+        candidate = start.candidate
+        made = self._made.get(_bytes_of(candidate.recipe))
+        if start.figures is None or made is None or made.error:
+            return
+        for recipe in self._proposals(candidate, made):
+            if self._late():
+                self.notes.append(f"{candidate.name}: mixed precision stopped, the time budget is spent")
+                return
+            if self._try(dataclasses.replace(candidate, recipe=recipe)).accurate:
+                return
+
+    def _proposals(self, candidate: Candidate, made: Made) -> Iterator[Recipe]:
+        try:
+            yield from self.mixed(candidate, made)
+        except EngineError as exc:
+            self.notes.append(f"{candidate.name}: no mixed precision: {exc.message}")
+
+    def _try(self, candidate: Candidate) -> Outcome:
+        outcome = self._outcome(candidate)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def _outcome(self, candidate: Candidate) -> Outcome:
+        own, base = self._get(candidate.recipe), self._get(plan.baseline(candidate))
+        try:
+            measurement = self.workshop.measure(candidate, own, base, self._give_up_ms(candidate, own))
+            figures, verdicts = self.judge(candidate, measurement)
+        except DataError:
+            raise  # the data do not fit the metric: true of every candidate
+        except EngineError as exc:
+            return Outcome(candidate, error=exc.message)
+        return Outcome(candidate, measurement, figures, verdicts)
+
+    def _give_up_ms(self, candidate: Candidate, own: Made) -> float:
+        """HOPELESS times the fastest smaller candidate that passes, where the host is the target."""
+        if self.request.effort == "thorough" or not own.files:
+            return 0.0
+        size = sum(map(len, own.files.values()))
+        rivals = [
+            outcome.figures.latency.p50_ms
+            for outcome in self.outcomes
+            if outcome.candidate.profile is candidate.profile
+            and outcome.figures is not None
+            and outcome.figures.on_target
+            and outcome.figures.size_bytes <= size
+            and gates.passed(outcome.gates)
+        ]
+        return HOPELESS * min(rivals) if rivals else 0.0
+
+    def _get(self, recipe: Recipe) -> Made:
+        key = _bytes_of(recipe)
+        if key not in self._made:
+            self._made[key] = self.workshop.make(recipe)
+        return self._made[key]
+
+    def _late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+
+def refusal(failed: Sequence[str], outcomes: Sequence[choose.Outcome]) -> tuple[str, str]:
+    """One line that names, for the first profile without a candidate, each one's reason; and the hint."""
+    reasons = [
+        f"{outcome.candidate.recipe.name}: {outcome.problem}"
+        for outcome in outcomes
+        if outcome.candidate.profile.name == failed[0]
+    ]
+    return (
+        f"no candidate for {', '.join(failed)} passes the gates; {'; '.join(reasons)}",
+        "nothing was written; check the calibration data, try other precisions, or force it with --no-gate",
+    )
+
+
+def _bytes_of(recipe: Recipe) -> bytes:
+    """Recipes that make the same files: what the device's engine is told does not change them."""
+    return codec.to_json(dataclasses.replace(recipe, runtime_options={}))
