@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- (help|bench): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+SHELL = (">", ">>", "|", "&&")
+# A build whose required flags come from edgekit.toml is checked as if they had been given.
+FROM_SETTINGS = ["model.onnx", "--profile", "p", "-o", "b", "--calibration", "c", "--evaluate", "e"]
 # Spelled in pieces so that this file does not name them either.
 HOSTS = ("py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "deb." + "debian.org")
 
@@ -86,6 +90,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
     for block in CONSOLE.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line[2:], comments=True) if line.startswith("$ ") else []
+            words = list(itertools.takewhile(lambda word: word not in SHELL, words))
             while words and "=" in words[0]:
                 words = words[1:]
             if words and words[0] in ("edgekit", "edgekit-agent", "edgekit-fleet"):
@@ -95,6 +100,8 @@ def command_lines(text: str) -> Iterator[list[str]]:
 def parse_error(words: list[str], commands: dict[str, argparse.ArgumentParser]) -> str:
     """What argparse says against this command line; empty when it is fine."""
     noise = io.StringIO()
+    if words == ["edgekit", "build"] or "--settings" in words[:3]:
+        words = [*words[:2], *FROM_SETTINGS, *words[2:]]
     try:
         with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
             commands[words[0]].parse_args(words[1:])

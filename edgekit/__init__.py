@@ -1,15 +1,30 @@
-"""edgekit: from a trained model to a governed fleet of devices."""
+"""edgekit: from a trained model to a governed fleet of devices.
 
-from typing import TYPE_CHECKING
+The commands are functions too: `edgekit.build`, `optimize`, `convert`, `bench`, `compare`, `rebuild`
+(`edgekit.build.api` has them). They are loaded when they are asked for: a device imports this package often.
+"""
 
-if TYPE_CHECKING:
-    __version__: str
+from typing import Any
+
+_COMMANDS = ("optimize", "convert", "bench", "compare", "rebuild", "Built")
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
     """`__version__` when it is asked for: importing importlib.metadata costs a device 50 ms per process."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("edgekit-toolkit")
+    if name == "build":
+        from importlib import import_module
+
+        return import_module(f"{__name__}.build")
+    if name in _COMMANDS:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.build.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_COMMANDS, "__version__", "build"})

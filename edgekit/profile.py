@@ -56,6 +56,8 @@ class Target:
     """First engine version that may not; empty: no limit."""
     activation: Literal["s8", "u8"] = "s8"
     """Signedness of int8 activations: u8 where VNNI makes u8*s8 exact and fast, s8 elsewhere."""
+    format: Literal["onnx", "ort"] = "onnx"
+    """For onnxruntime: "ort" where the device has a reduced build without the ONNX parser."""
     reduce_range: bool = False
     """7-bit weights, for x86 without VNNI where u8*s8 saturates."""
     options: dict[str, str | int | float | bool] = field(default_factory=dict)

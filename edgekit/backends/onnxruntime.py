@@ -1,4 +1,4 @@
-"""ONNX Runtime: fp32 as it is, int8 with weights only known (dynamic) or calibrated (static QDQ).
+"""ONNX Runtime: fp32, fp16, int8 calibrated (static QDQ) or at run time (dynamic), compressed weights.
 
 Quantization of a weight w: q = round(w / scale) with scale = max|w| / 127 per output channel;
 activations: scale and zero point from the calibrated range (Jacob et al. 2018, arXiv:1712.05877).
@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, Value, versions
+from edgekit.backends._graph import facts, kept
+from edgekit.backends._ort_format import to_ort
+from edgekit.backends._ort_weights import compressed
 from edgekit.errors import EngineError
 from edgekit.profile import CalibrationPolicy, Target
 
 _NAME = "onnxruntime"
+_NO_QDQ = "session.disable_quant_qdq"
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
@@ -32,26 +36,85 @@ class Engine:
         return versions(_NAME, ("onnxruntime", "onnx"))
 
     def recipes(self, precision: str, target: Target, policy: CalibrationPolicy) -> Iterable[Recipe]:
-        runtime_options = dict(target.options)
-        if precision == "fp32":
-            yield Recipe(_NAME, precision, {}, runtime_options)
-        elif precision == "int8-dynamic":
-            yield Recipe(_NAME, precision, {"reduce_range": target.reduce_range}, runtime_options)
-        elif precision == "int8":
-            options: dict[str, Value] = {
-                "activation": target.activation,
-                "reduce_range": target.reduce_range,
-                "method": policy.method,
-            }
-            yield Recipe(_NAME, precision, options, runtime_options, needs_calibration=True)
+        for options in _options(precision, target, policy):
+            extra = {"format": target.format} if target.format != "onnx" else {}
+            # Without this the engine would unpack compressed weights again in every run.
+            unpack: dict[str, Value] = {_NO_QDQ: "1"} if options.get("by") == "dq" else {}
+            yield Recipe(
+                _NAME,
+                precision,
+                {**options, **extra},
+                {**target.options, **unpack},
+                needs_calibration=precision == "int8",
+            )
+
+    def worth(self, model: SourceModel, recipe: Recipe) -> str:
+        found = facts(model)
+        if recipe.precision == "int8-dynamic" and not found.mostly_products:
+            return "most weights are convolutions, which have no fast dynamic int8 kernel (0.1 x fp32)"
+        if recipe.options.get("by") == "nbits" and not found.product_weights:
+            return "no matrix product has constant weights"
+        if recipe.options.get("only") == "products" and not found.product_weights:
+            return "no matrix product has constant weights"
+        return ""
+
+    def layers(self, model: SourceModel) -> list[str]:
+        return list(facts(model).layers)
 
     def build(self, model: SourceModel, recipe: Recipe, calibration: Calibration) -> dict[str, bytes]:
-        if recipe.precision == "fp32":
-            return {"model.onnx": model.onnx}
-        with _workspace(model) as folder, _plain_errors(recipe):
-            make = _dynamic if recipe.precision == "int8-dynamic" else _static
-            make(folder, recipe, calibration)
-            return {"model.onnx": (folder / "out.onnx").read_bytes()}
+        with _plain_errors(recipe):
+            made = _BUILDERS[recipe.precision](model, recipe, calibration)
+            return to_ort(made) if recipe.options.get("format") == "ort" else {"model.onnx": made}
+
+
+def _options(precision: str, target: Target, policy: CalibrationPolicy) -> Iterator[dict[str, Value]]:
+    """For the quantizer, best guess first."""
+    plain: dict[str, Value] = {"reduce_range": target.reduce_range}
+    if precision in ("fp32", "fp16"):
+        yield {}
+    elif precision == "int8-dynamic":
+        yield plain
+    elif precision == "int8":
+        methods = dict.fromkeys((policy.method, "percentile", "minmax"))
+        for method in methods:
+            yield {**plain, "activation": target.activation, "method": method}
+        # What is left of a transformer when softmax, normalisation and sums stay in floating point.
+        yield {**plain, "activation": target.activation, "method": policy.method, "only": "products"}
+    elif precision in ("int8-weights", "int4-weights"):
+        yield {"by": "dq"}
+        yield {"by": "nbits"}
+
+
+def _fp32(model: SourceModel, _recipe: Recipe, _calibration: Calibration) -> bytes:
+    return model.onnx
+
+
+def _fp16(model: SourceModel, _recipe: Recipe, _calibration: Calibration) -> bytes:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    _quiet()
+    half = convert_float_to_float16(onnx.ModelProto.FromString(model.onnx), keep_io_types=True)
+    return bytes(half.SerializeToString(deterministic=True))
+
+
+def _weights(model: SourceModel, recipe: Recipe, _calibration: Calibration) -> bytes:
+    bits = 4 if recipe.precision == "int4-weights" else 8
+    if recipe.options["by"] == "dq":
+        return compressed(model, bits, kept(recipe.options))
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    _quiet()
+    quantizer = MatMulNBitsQuantizer(
+        onnx.ModelProto.FromString(model.onnx),
+        bits=bits,
+        block_size=32,
+        is_symmetric=True,
+        nodes_to_exclude=kept(recipe.options),
+    )
+    quantizer.process()
+    return bytes(quantizer.model.model.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -70,7 +133,14 @@ def _plain_errors(recipe: Recipe) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as exc:  # the quantizer raises whatever its parts raise
-        raise EngineError(f"{recipe.name}: the quantizer failed: {type(exc).__name__}: {exc}") from None
+        raise EngineError(f"{recipe.name}: cannot build: {type(exc).__name__}: {exc}") from None
+
+
+def _int8(model: SourceModel, recipe: Recipe, calibration: Calibration) -> bytes:
+    with _workspace(model) as folder:
+        make = _dynamic if recipe.precision == "int8-dynamic" else _static
+        make(folder, recipe, calibration)
+        return (folder / "out.onnx").read_bytes()
 
 
 def _static(folder: Path, recipe: Recipe, calibration: Calibration) -> None:
@@ -104,6 +174,9 @@ def _static(folder: Path, recipe: Recipe, calibration: Calibration) -> None:
         activation_type=QuantType.QUInt8 if recipe.options["activation"] == "u8" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod[_METHODS[str(recipe.options["method"])]],
+        op_types_to_quantize=["MatMul", "Gemm"] if recipe.options.get("only") == "products" else None,
+        nodes_to_exclude=kept(recipe.options),
+        extra_options={"MatMulConstBOnly": True} if recipe.options.get("only") == "products" else {},
     )
 
 
@@ -117,6 +190,7 @@ def _dynamic(folder: Path, recipe: Recipe, _: Calibration) -> None:
         per_channel=True,
         reduce_range=bool(recipe.options["reduce_range"]),
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=kept(recipe.options),
     )
 
 
@@ -135,4 +209,12 @@ def _is_not_quantizer(record: logging.LogRecord) -> bool:
     return "onnxruntime" not in record.pathname
 
 
+_BUILDERS = {
+    "fp32": _fp32,
+    "fp16": _fp16,
+    "int8": _int8,
+    "int8-dynamic": _int8,
+    "int8-weights": _weights,
+    "int4-weights": _weights,
+}
 BACKEND: Backend = Engine()

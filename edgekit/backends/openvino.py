@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekit import runtimes
 from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, Value, versions
+from edgekit.backends._graph import facts, kept
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.profile import CalibrationPolicy, Target
 
@@ -35,15 +36,22 @@ class Engine:
 
     def recipes(self, precision: str, target: Target, policy: CalibrationPolicy) -> Iterable[Recipe]:
         del policy  # nncf's own range estimators are the method
-        runtime_options = dict(target.options)
-        if precision in ("fp32", "fp16"):
-            yield Recipe(_NAME, precision, {}, runtime_options)
-        elif precision == "int8":
-            options: dict[str, Value] = {
-                "preset": "performance" if target.activation == "s8" else "mixed",
-                "reduce_range": target.reduce_range,
-            }
-            yield Recipe(_NAME, precision, options, runtime_options, needs_calibration=True)
+        for options in _options(precision, target):
+            yield Recipe(
+                _NAME, precision, options, dict(target.options), needs_calibration=precision == "int8"
+            )
+
+    def worth(self, model: SourceModel, recipe: Recipe) -> str:
+        if "transformer" in recipe.options and not facts(model).attention:
+            return "the graph has no attention"
+        if recipe.options.get("transformer") == "plain":
+            return ""
+        if recipe.precision == "int8" and "transformer" not in recipe.options and facts(model).attention:
+            return "the graph has attention, and a recipe for it comes next"
+        return ""
+
+    def layers(self, model: SourceModel) -> list[str]:
+        return list(facts(model).layers)
 
     def build(self, model: SourceModel, recipe: Recipe, calibration: Calibration) -> dict[str, bytes]:
         library = _openvino()
@@ -51,6 +59,8 @@ class Engine:
             graph = library.Core().read_model(model.onnx)
             if recipe.precision == "int8":
                 graph = _quantize(graph, recipe, calibration)
+            elif recipe.precision.endswith("-weights"):
+                graph = _compress(graph, recipe)
             with tempfile.TemporaryDirectory(prefix="edgekit-ov-") as name:
                 path = Path(name) / "model.xml"
                 library.save_model(graph, path, compress_to_fp16=recipe.precision == "fp16")
@@ -61,6 +71,21 @@ class Engine:
             words = str(exc).strip().splitlines()
             last = words[-1] if words else type(exc).__name__
             raise EngineError(f"{recipe.name}: cannot build: {last}") from None
+
+
+def _options(precision: str, target: Target) -> Iterator[dict[str, Value]]:
+    """For nncf, best guess first."""
+    if precision in ("fp32", "fp16", "int8-weights", "int4-weights"):
+        yield {}
+    elif precision == "int8":
+        preset = "performance" if target.activation == "s8" else "mixed"
+        plain: dict[str, Value] = {"preset": preset, "reduce_range": target.reduce_range}
+        # For transformers with and without SmoothQuant, which moves outliers from activations into weights
+        # (Xiao et al. 2022, arXiv:2211.10438): it helps most models and ruins some.
+        yield {**plain, "transformer": "smooth"}
+        yield {**plain, "transformer": "plain"}
+        yield plain
+        yield {**plain, "bias": "accurate"}
 
 
 def _openvino() -> Any:
@@ -89,13 +114,41 @@ def _quantize(graph: Any, recipe: Recipe, calibration: Calibration) -> Any:
         for i in range(count)
     ]
     fix = nncf.OverflowFix.ENABLE if recipe.options["reduce_range"] else nncf.OverflowFix.DISABLE
+    smooth = nncf.quantization.advanced_parameters.AdvancedSmoothQuantParameters
+    advanced = {"overflow_fix": fix}
+    if recipe.options.get("transformer") == "plain":
+        advanced["smooth_quant_alphas"] = smooth(convolution=-1, matmul=-1)
     return nncf.quantize(
         graph,
         nncf.Dataset(rows),
         preset=nncf.QuantizationPreset(str(recipe.options["preset"])),
+        model_type=nncf.ModelType.TRANSFORMER if "transformer" in recipe.options else None,
         subset_size=count,
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+        fast_bias_correction=recipe.options.get("bias") != "accurate",
+        ignored_scope=_ignored(nncf, graph, recipe),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
     )
+
+
+def _compress(graph: Any, recipe: Recipe) -> Any:
+    """Weights in 8 or 4 bits (64 to a scale), arithmetic in floating point; needs no data."""
+    nncf = _nncf()
+    ignored = _ignored(nncf, graph, recipe)
+    if recipe.precision == "int8-weights":
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=ignored)
+    mode = nncf.CompressWeightsMode.INT4_SYM
+    return nncf.compress_weights(
+        graph, mode=mode, ratio=1.0, group_size=64, all_layers=True, ignored_scope=ignored
+    )
+
+
+def _ignored(nncf: Any, graph: Any, recipe: Recipe) -> Any:
+    """The nodes to keep in floating point, by the names that OpenVINO gave them."""
+    wanted = set(kept(recipe.options))
+    if not wanted:
+        return None
+    names = [op.get_friendly_name() for op in graph.get_ops() if op.get_friendly_name() in wanted]
+    return nncf.IgnoredScope(names=names) if names else None
 
 
 def _weights(path: Path) -> bytes:

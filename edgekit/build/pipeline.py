@@ -53,7 +53,7 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
     progress = progress or Silent()
     goal = objective(request)
     families, notes = plan_only(request)
-    context, calibration = prepare(request, cache)
+    context, calibration = prepare(request, cache, progress)
     with executors.builder(request.executor) as builder:
         workshop = Workshop(context, calibration, cache, progress, builder)
         seeker = Search(
@@ -108,10 +108,10 @@ def graph(context: Context, cache: Cache) -> Graph:
     return counted
 
 
-def prepare(request: Request, cache: Cache) -> tuple[Context, data.Data]:
+def prepare(request: Request, cache: Cache, progress: Progress | None = None) -> tuple[Context, data.Data]:
     """Read model and data, and check that they fit each other. Raises ModelError, DataError."""
     metric = metrics.get(request.metric)
-    model = sources.load(request.model, cache)
+    model = sources.load(request.model, cache, request.source, progress)
     stored = data.stored_dtypes(request.evaluate, model.inputs, request.naming)
     steps = tuple(data.affine(text, model.inputs, stored) for text in request.affine)
     if len({step.input for step in steps}) != len(steps):

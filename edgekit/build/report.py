@@ -186,6 +186,9 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     recipe = outcome.candidate.recipe
     words = ["edgekit", "build", str(request.model), "--profile", outcome.candidate.profile.name]
     words += ["--calibration", str(request.calibration), "--evaluate", str(request.evaluate)]
+    for name, shape in request.source.shapes.items():
+        words += ["--shape", f"{name}={','.join(map(str, shape))}"]
+    words += ["--trust-source"] if request.source.trust else []
     words += [word for text in request.affine for word in ("--affine", text)]
     for name, array in request.naming.inputs.items():
         words += ["--input", f"{name}={array}"]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgekit.build import data
 from edgekit.build.gates import FIGURES, Constraint, Figure
+from edgekit.build.sources import SourceOptions
 from edgekit.errors import InputError
 from edgekit.profile import Profile
 
@@ -32,6 +33,7 @@ class Request:
     profiles: tuple[Profile, ...]
     calibration: str
     evaluate: str
+    source: SourceOptions = field(default_factory=SourceOptions)
     naming: data.Naming = field(default_factory=data.Naming)
     affine: tuple[str, ...] = ()
     """`[INPUT:]SCALE,OFFSET`: real = (stored - OFFSET) * SCALE."""

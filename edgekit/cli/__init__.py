@@ -39,11 +39,21 @@ def parser(only: str = "") -> argparse.ArgumentParser:
     return root
 
 
+def command(root: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    """The parser of one sub-command of `root`."""
+    found = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
+    child: argparse.ArgumentParser = found.choices[name]
+    return child
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; every deliberate error becomes one line and a hint."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser(words[0] if words else "").parse_args(words)
+        made = parser(words[0] if words else "")
+        if words[:1] == ["build"]:
+            words = _module("_settings").expand(words, command(made, "build"))
+        args = made.parse_args(words)
         code = int(_module(args.command).run(args))
         sys.stdout.flush()
     except EdgekitError as exc:

@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import InputError
 
 if TYPE_CHECKING:
+    from edgekit.build.cache import Cache
     from edgekit.build.data import Naming
     from edgekit.build.progress import Progress
+    from edgekit.build.sources import SourceOptions
 
 
 def add_naming(parser: argparse._ActionsContainer) -> None:
@@ -27,6 +30,44 @@ def add_naming(parser: argparse._ActionsContainer) -> None:
         metavar="INPUT=ARRAY",
         help="array of a model input, when the names differ",
     )
+
+
+def add_source(parser: argparse._ActionsContainer) -> None:
+    """`--shape` and `--trust-source`: what a model file itself cannot say."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=1,3,224,224",
+        help="full shape of an input that the model leaves open; repeat for more",
+    )
+    parser.add_argument(
+        "--trust-source",
+        action="store_true",
+        help="convert formats that run code while they are loaded (pickle, Keras Lambda); still isolated",
+    )
+
+
+def source(args: argparse.Namespace) -> SourceOptions:
+    """What `add_source`'s flags say. Raises ModelError."""
+    from edgekit.build.sources import SourceOptions, parse_shape
+
+    return SourceOptions(dict(parse_shape(text) for text in args.shape), args.trust_source)
+
+
+def add_cache(parser: argparse._ActionsContainer) -> None:
+    """`--cache` and `--no-cache`."""
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="cache folder (default: $EDGEKIT_CACHE or ~/.cache/edgekit)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="make and measure everything anew")
+
+
+def cache(args: argparse.Namespace) -> Cache:
+    """What `add_cache`'s flags say."""
+    from edgekit.build.cache import Cache, default_folder
+
+    return Cache(None if args.no_cache else args.cache or default_folder())
 
 
 def naming(args: argparse.Namespace) -> Naming:

@@ -7,21 +7,21 @@ import dataclasses
 import datetime
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from edgekit import bundle, codec, profile
 from edgekit.build import dryrun, gates, metrics, report
 from edgekit.build.cache import Cache, default_folder
-from edgekit.build.data import Naming
 from edgekit.build.pipeline import Report, build
-from edgekit.build.progress import Lines, Live, Silent
+from edgekit.build.reporting import render
 from edgekit.build.request import Request
 from edgekit.bundle.model import ReleaseInfo
+from edgekit.cli import _flags
 from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import RecipientKey, SigningKey
 from edgekit.errors import InputError
+from edgekit.files import write_bytes
 
 EXAMPLES = {"--max": "peak_rss_mib=64", "--min": "speedup=1.5"}
 
@@ -34,7 +34,14 @@ def register(subparsers: Any) -> None:
         description="Try engines and precisions for each profile, measure every candidate through the engine "
         "that will serve it, keep the best that passes the gates, sign and encrypt.",
     )
-    parser.add_argument("model", type=Path, help="ONNX file")
+    parser.add_argument("model", type=Path, help="model file or folder, of any format in docs/sources.md")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="flags from a file (default: edgekit.toml, without any flag)",
+    )
+    _flags.add_source(parser)
     parser.add_argument(
         "--profile", action="append", required=True, metavar="NAME", help="device profile; repeat for more"
     )
@@ -48,16 +55,7 @@ def register(subparsers: Any) -> None:
     what.add_argument(
         "--evaluate", required=True, metavar="DATA", help="rows with labels that accuracy is measured on"
     )
-    what.add_argument(
-        "--labels", default="labels", metavar="ARRAY", help="array with the labels (default: labels)"
-    )
-    what.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="INPUT=ARRAY",
-        help="array of a model input, when the names differ",
-    )
+    _flags.add_naming(what)
     what.add_argument(
         "--affine",
         action="append",
@@ -169,6 +167,9 @@ def register(subparsers: Any) -> None:
     )
     release.add_argument("--no-encrypt", action="store_true", help="leave model and samples readable")
     parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write the whole report as one HTML page"
+    )
+    parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="cache folder (default: $EDGEKIT_CACHE or ~/.cache/edgekit)"
     )
     parser.add_argument("--no-cache", action="store_true", help="build and measure everything anew")
@@ -182,16 +183,15 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache(None if args.no_cache else args.cache or default_folder())
     if args.dry_run:
         return _dry_run(request, cache, as_json=args.json)
-    _check_output(args.output)
+    for path in (args.output, *([args.report] if args.report else [])):
+        _check_output(path)
     signer, recipients = _keys(args)
     info = ReleaseInfo(args.name or args.output.stem, args.version, _created())
     for what, text in (("--name", info.name), ("--version", info.version)):
         if not 0 < len(text) <= 200 or not text.isprintable():
             raise InputError(f"{what} {text[:80]!r}: not a name", "use 1 to 200 printable characters")
-    silent = args.quiet or args.json
-    live = Live() if sys.stderr.isatty() and not silent else None
-    with live or nullcontext():
-        made = build(request, cache, live or (Silent() if silent else Lines(sys.stderr)))
+    with _flags.progress(silent=args.quiet or args.json) as progress:
+        made = build(request, cache, progress)
         digest = bundle.write(
             args.output,
             info,
@@ -213,13 +213,13 @@ def _request(args: argparse.Namespace) -> Request:
         raise InputError(f"--jobs {args.jobs}: at least 1")
     if not 0 <= args.time_budget < float("inf"):
         raise InputError(f"--time-budget {args.time_budget:g}: not a number of seconds")
-    pairs = dict(_pair(text) for text in args.input)
     return Request(
         model=args.model,
         profiles=profiles,
         calibration=args.calibration,
         evaluate=args.evaluate,
-        naming=Naming(pairs, args.labels),
+        source=_flags.source(args),
+        naming=_flags.naming(args),
         affine=tuple(args.affine),
         label_names=_label_names(args.label_names),
         metric=args.metric,
@@ -248,14 +248,6 @@ def _profile(name: str, accuracy_ratio: float | None) -> profile.Profile:
         raise InputError(f"--accuracy-ratio {accuracy_ratio:g}: not a share", "above 0, at most 1")
     budget = dataclasses.replace(chosen.budget, accuracy_ratio=accuracy_ratio)
     return dataclasses.replace(chosen, budget=budget)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    # A tensor name may hold "=" as little as an array name, but it may well hold ":".
-    name, equals, array = text.rpartition("=")
-    if not equals or not name or not array:
-        raise InputError(f"--input {text!r}: not INPUT=ARRAY")
-    return name, array
 
 
 def _label_names(text: str) -> tuple[str, ...]:
@@ -313,8 +305,10 @@ def _dry_run(request: Request, cache: Cache, *, as_json: bool) -> int:
 
 def _tell(args: argparse.Namespace, made: Report, digest: str) -> None:
     size = args.output.stat().st_size
+    answer = {**report.plain(made), "bundle": str(args.output), "digest": digest, "size_bytes": size}
+    if args.report:
+        write_bytes(args.report, render(answer).encode())
     if args.json:
-        answer = {**report.plain(made), "bundle": str(args.output), "digest": digest, "size_bytes": size}
         sys.stdout.buffer.write(codec.to_json(answer) + b"\n")
         return
     if args.quiet:

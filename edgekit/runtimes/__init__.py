@@ -9,8 +9,9 @@ from functools import cache
 
 from edgekit.errors import EngineMissing
 from edgekit.runtimes._base import Array, Files, Options, Runtime, Session
+from edgekit.runtimes._ports import Port, check_inputs
 
-__all__ = ["Array", "Files", "Options", "Runtime", "Session", "get", "names"]
+__all__ = ["Array", "Files", "Options", "Port", "Runtime", "Session", "check_inputs", "get", "names"]
 
 
 @cache

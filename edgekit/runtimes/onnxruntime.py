@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU.
 
-Files: one `*.onnx` or `*.ort` model; any other file is external data that the model refers to by name.
+Files: one `*.onnx` or `*.ort` model; any other file is external data that the model refers to by name, but
+for `*.config`, which tells what a reduced build of the engine must contain.
 Options (all optional):
     intra_threads   int   threads inside one operator; 0 (default) lets the engine choose
     inter_threads   int   threads across operators; more than 1 also runs branches in parallel
@@ -128,7 +129,9 @@ def _split(files: Files) -> tuple[bytes, dict[str, bytes | memoryview]]:
     models = [name for name in files if name.endswith((".onnx", ".ort"))]
     if len(models) != 1:
         raise EngineError(f"{_NAME}: expected one .onnx or .ort file, got {', '.join(files) or 'nothing'}")
-    external = {name: data for name, data in files.items() if name != models[0]}
+    external = {
+        name: data for name, data in files.items() if name != models[0] and not name.endswith(".config")
+    }
     return bytes(files[models[0]]), external
 
 

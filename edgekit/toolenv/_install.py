@@ -21,7 +21,7 @@ OWN = ""
 """Names edgekit's own interpreter: for scripts that need isolation but nothing more than NumPy."""
 _LOCKS = Path(__file__).parent / "locks"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
-_FLAGS = re.compile(r"^# edgekit: (--[a-z-]+(?: [\w.]+)?)$", re.MULTILINE)
+_FLAGS = re.compile(r"^# edgekit: (--[a-z-]+(?: [\w.-]+)?)$", re.MULTILINE)
 """Flags for uv that one lock needs, e.g. "# edgekit: --python-version 3.12"."""
 _INSTALL_TIMEOUT_S = 1800.0
 

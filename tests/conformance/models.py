@@ -6,6 +6,7 @@ Inputs a (batch, 3) and b (batch, 3), FP32; outputs total = a + b (batch, 3) and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ import onnx
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit import backends
+from edgekit.backends import SourceModel
+from edgekit.bundle.model import TensorSpec
+from edgekit.profile import CalibrationPolicy, Target
 from edgekit.runtimes import Array, reference
 
 WEIGHT = np.array([[1.0, -2.0], [0.5, 4.0], [-3.0, 0.25]], np.float32)
@@ -54,11 +59,32 @@ def reference_files(_: Path) -> dict[str, bytes]:
     )
 
 
+@cache
+def tvm_files(_: Path) -> dict[str, bytes]:
+    """Compiled once per test process: the compiler takes seconds."""
+    return _built_by_backend("tvm", Path())
+
+
 MODELS: dict[str, Callable[[Path], dict[str, bytes]]] = {
     "onnxruntime": onnx_files,
     "openvino": openvino_files,
     "reference": reference_files,
+    "tvm": tvm_files,
 }
 
-LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+def files_of(engine: str, folder: Path) -> dict[str, bytes]:
+    """The tiny model for an engine; an engine from elsewhere makes it from ONNX with its own backend."""
+    return MODELS[engine](folder) if engine in MODELS else _built_by_backend(engine, folder)
+
+
+def _built_by_backend(engine: str, folder: Path) -> dict[str, bytes]:
+    inputs = tuple(TensorSpec(name, "FP32", (-1, 3)) for name in INPUTS)
+    outputs = tuple(TensorSpec(n, "FP32", (-1, width)) for n, width in zip(OUTPUTS, (3, 2), strict=True))
+    backend = backends.get(engine)
+    recipe = next(iter(backend.recipes("fp32", Target(engine, ("fp32",)), CalibrationPolicy())))
+    return backend.build(SourceModel(onnx_files(folder)["model.onnx"], inputs, outputs), recipe, {})
+
+
+LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm_ffi"}
 """The package that an engine imports inside its methods; engines without one are not listed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from edgekit.bundle.model import TensorSpec
 from edgekit.errors import ModelError
 from edgekit.runtimes._base import DTYPE_NAMES
 
+_MASKING = {"Where", "Add", "Max", "Min", "Clip", "Pad", "Expand", "Concat", "Slice", "Cast", "Unsqueeze"}
+"""Operators through which attention masks bring minus infinity in on purpose."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Whose operators the engines have."""
 
@@ -91,7 +94,11 @@ def _spec(path: Path, kind: str, value: Any) -> TensorSpec:
 
 
 def weights(path: Path, model: Any) -> None:
-    """Raise ModelError for a weight that cannot be read or is not finite."""
+    """Raise ModelError for a weight that cannot be read or is not finite; masks may hold infinity."""
+    used: dict[str, set[str]] = defaultdict(set)
+    for node in model.graph.node:
+        for name in node.input:
+            used[name].add(node.op_type)
     for tensor in model.graph.initializer:
         try:
             array = library().numpy_helper.to_array(tensor)
@@ -99,7 +106,7 @@ def weights(path: Path, model: Any) -> None:
             words = f"{path}: weight {tensor.name!r} cannot be read: {type(exc).__name__}: {exc}"
             raise ModelError(words, "export the model again") from None
         bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind == "f" else 0
-        if bad:
+        if bad and not (used[tensor.name] <= _MASKING and not np.isnan(array).any()):
             raise ModelError(
                 f"{path}: weight {tensor.name!r} holds {bad} values that are NaN or infinite",
                 "the training went wrong; export a sound checkpoint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,23 @@ def convert(look: Look, form: Format, options: SourceOptions, progress: toolenv.
     }
     memory = max(MEMORY_MIB, _TIMES_SIZE * look.size >> 20)
     try:
-        result, out = toolenv.run(
-            form.env,
-            form.script,
-            job,
-            {name: look.path.resolve()},
-            memory_mib=memory,
-            timeout_s=TIMEOUT_S,
-            progress=progress,
-        )
+        toolenv.ensure(form.env, progress)
+        with progress.step(f"convert {form.title} to ONNX") if progress else nullcontext():
+            result, out = toolenv.run(
+                form.env,
+                form.script,
+                job,
+                {name: look.path.resolve()},
+                memory_mib=memory,
+                timeout_s=TIMEOUT_S,
+            )
         return _converted(result, out)
     except EngineMissing:
         raise
     except EngineError as exc:
-        hint = exc.hint or f"is it a whole {form.title} file? save it again"
+        hint = (
+            exc.hint or "if the file is whole, its converter does not know a part: export it to ONNX yourself"
+        )
         raise ModelError(f"{look.path}: {exc.message}", hint) from None
 
 

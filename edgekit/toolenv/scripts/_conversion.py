@@ -47,7 +47,7 @@ def fixed(name, shape, job):
     if hint:
         if len(hint) != len(shape):
             raise Refusal(f"--shape {name} gives {len(hint)} dimensions, the model has {len(shape)}")
-        shape = [have if have else want for have, want in zip(shape, hint, strict=True)]
+        shape = [*shape[:1], *(have or want for have, want in zip(shape[1:], hint[1:], strict=True))]
     loose = [place for place, size in enumerate(shape) if not size and place]
     if loose:
         example = ",".join(str(size or "N") if place else "1" for place, size in enumerate(shape))

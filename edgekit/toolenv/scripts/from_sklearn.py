@@ -90,6 +90,9 @@ def _xgboost(path):
     width = booster.num_features()
     booster.feature_names = booster.feature_types = None  # the converter wants its own
     objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
+    if objective == "multi:softmax":  # answers with the class; its scores are softprob's
+        objective = "multi:softprob"
+        booster.set_param({"objective": objective})
     model = onnxmltools.convert_xgboost(booster, initial_types=[("input", FloatTensorType([None, width]))])
     classifier = objective.startswith(("binary:", "multi:"))
 

@@ -82,13 +82,15 @@ def _keras(path, job):
     if not job["trust"]:
         _no_code(_config(path))
     model = keras.saving.load_model(path, compile=False, safe_mode=not job["trust"])
-    if not model.inputs and len(job["shapes"]) == 1:
+    given = not model.inputs and len(job["shapes"]) == 1  # then the input has the name that the hint says
+    if given:
         model.build((None, *next(iter(job["shapes"].values()))[1:]))
     if not model.inputs:
         raise tool.Refusal(
             "the Keras model does not know its input shape", "say it: --shape input=1,224,224,3"
         )
-    names = [one.name.split(":")[0] for one in model.inputs]
+    known = [one.name.split(":")[0] for one in model.inputs]
+    names = list(job["shapes"]) if given else known
     ports = [
         (one.dtype, tool.fixed(name, list(one.shape), job))
         for name, one in zip(names, model.inputs, strict=True)
@@ -159,14 +161,14 @@ def _tflite(path, job):
     def interpreter(count, kind):
         one = tf.lite.Interpreter(model_path=str(path), experimental_op_resolver_type=kind)
         for detail in one.get_input_details():
-            shape = tool.fixed(detail["name"], _open(detail), job)
+            shape = tool.fixed(_plain(detail), _open(detail), job)
             one.resize_tensor_input(detail["index"], [shape[0] or count, *shape[1:]] if shape else shape)
         one.allocate_tensors()
         return one
 
     details = tf.lite.Interpreter(model_path=str(path)).get_input_details()
     ends = tf.lite.Interpreter(model_path=str(path)).get_output_details()
-    ports = [(one["dtype"], tool.fixed(one["name"], _open(one), job)) for one in details]
+    ports = [(one["dtype"], tool.fixed(_plain(one), _open(one), job)) for one in details]
 
     def run(inputs, kind=kernels.AUTO):
         one = interpreter(len(inputs[0]), kind)
@@ -178,7 +180,7 @@ def _tflite(path, job):
     probes, batch = tool.probes_of(ports, run, rows=(1, 1, 1, 1, 1, 1, 1, 1, 3))
     model, _ = tf2onnx.convert.from_tflite(str(path), opset=tool.OPSET)
     names, outs = [one["name"] for one in details], [one["name"] for one in ends]
-    plain = [[name.removeprefix("serving_default_").split(":")[0] for name in some] for some in (names, outs)]
+    plain = [[_plain(one) for one in some] for some in (details, ends)]
     slack = _slack(probes, lambda inputs: run(inputs, kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES))
     return _named(model, names, outs, *plain), probes, batch, slack
 
@@ -190,6 +192,11 @@ def _slack(probes, other):
         for place, (one, two) in enumerate(zip(outputs, other(inputs), strict=True)):
             worst[place] = max(worst[place], float(np.abs(one.astype(float) - two.astype(float)).max()))
     return worst
+
+
+def _plain(detail):
+    """TensorFlow's converter writes serving_default_x:0 for x."""
+    return detail["name"].removeprefix("serving_default_").split(":")[0]
 
 
 def _open(detail):

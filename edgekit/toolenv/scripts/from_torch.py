@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import re
 import sys
 import warnings
@@ -15,6 +16,9 @@ warnings.simplefilter("ignore")
 
 # Expressions over shapes are evaluated by sympy; sound ones are names, numbers, calls and comparisons.
 _CODE = re.compile(r"__|\.\s*[A-Za-z_]|\b(lambda|exec|eval|open|import|getattr|compile|globals|vars)\b")
+
+_TARGET = re.compile(r"torch\.ops\.|_operator\.|math\.|torch\.sym_|torch\._sym_|#|$")
+"""What a node of an exported graph may call; "#..." names a submodule, none a tensor's mutation."""
 
 
 def convert(path, job):
@@ -135,13 +139,25 @@ def _no_code(path):
     """Archives hold graphs as JSON; what torch.load would unpickle is held to tensors by `_tensors_only`."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if "/data/constants/" in name and re.search(r"custom_obj|opaque", name):
-                raise tool.Refusal("it holds a pickled Python object", tool.TRUST)
-            if not name.endswith(".json"):
-                continue
-            for text in re.findall(rb'"expr_str":\s*"((?:[^"\\]|\\.)*)"', archive.read(name)):
-                if _CODE.search(text.decode("utf-8", "replace")):
-                    raise tool.Refusal("a shape expression in it looks like code", tool.TRUST)
+            if re.search(r"data/constants/.*(custom_obj|opaque)|data/(aotinductor|executorch|mtia)/", name):
+                raise tool.Refusal(f"it holds a pickled object or machine code ({name})", tool.TRUST)
+            if name.endswith(".json"):
+                _no_code_in_graph(json.loads(archive.read(name)))
+
+
+def _no_code_in_graph(document):
+    stack = [document]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            expression, target = item.get("expr_str"), item.get("target")
+            if isinstance(expression, str) and _CODE.search(expression):
+                raise tool.Refusal("a shape expression in it looks like code", tool.TRUST)
+            if isinstance(target, str) and (not _TARGET.match(target) or "from_file" in target):
+                raise tool.Refusal(f"its graph calls {target[:80]!r}", tool.TRUST)
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
 
 
 def _no_files(path):

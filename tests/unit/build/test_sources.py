@@ -285,6 +285,18 @@ def test_a_shape_that_is_none(text: str) -> None:
     assert sources.parse_shape("a:0=1,3,8") == ("a:0", (1, 3, 8))
 
 
+def test_a_mask_of_minus_infinity_is_no_broken_weight(tmp_path: Path) -> None:
+    model = models.linear()
+    mask = np.array([0, -np.inf], np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(mask, "mask"))
+    model.graph.node[0].output[0] = "scores"
+    model.graph.node.append(helper.make_node("Add", ["scores", "mask"], ["y"]))
+    clean = sources.load(models.saved(tmp_path, model))
+    x = np.array([[1, 2, 3, 4]], np.float32)
+    session = runtimes.get("onnxruntime").load({"model.onnx": clean.onnx}, {})
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ models.WEIGHT + mask)
+
+
 def test_an_old_opset_is_raised_so_that_it_can_be_quantized_per_channel(tmp_path: Path) -> None:
     old = models.linear()
     old.opset_import[0].version = 9

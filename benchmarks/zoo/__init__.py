@@ -1,0 +1,1 @@
+"""Five real tasks for the builder's benchmarks, prepared from ../shared/data."""

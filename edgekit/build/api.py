@@ -1,0 +1,283 @@
+"""The commands as functions: `import edgekit; edgekit.build(...)`. Same names, same meaning, no printing.
+
+Files and folders may be `str` or `Path`; data is what the command line takes ("FILE.npz[0:200]"). Every
+function raises the errors of `edgekit.errors`, with one line and a hint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekit import bundle, host
+from edgekit import profile as profiles_
+from edgekit.backends import SourceModel
+from edgekit.build import bench as benching
+from edgekit.build import compare as comparing
+from edgekit.build import convert as converting
+from edgekit.build import folder, gates, pipeline, report, reporting
+from edgekit.build import optimize as optimizing
+from edgekit.build import rebuild as rebuilding
+from edgekit.build.bench import Subject, Timed
+from edgekit.build.cache import Cache, default_folder
+from edgekit.build.compare import Comparison
+from edgekit.build.data import Naming
+from edgekit.build.progress import Progress
+from edgekit.build.rebuild import Rebuilt
+from edgekit.build.request import Effort, Request
+from edgekit.build.sources import SourceOptions
+from edgekit.bundle.model import ReleaseInfo, Variant
+from edgekit.crypto.keyring import KeyRing
+from edgekit.crypto.keys import RecipientKey, SigningKey, VerifyKey
+from edgekit.errors import InputError
+from edgekit.files import write_bytes
+from edgekit.profile import Precision, Profile
+
+Paths = str | Path
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made."""
+
+    report: dict[str, Any]
+    """Every candidate's fate and figures: the JSON of `edgekit build --json`."""
+    variants: tuple[Variant, ...]
+    """What ships, one per profile: configuration, certificate, files."""
+    bundle: Path | None
+    digest: str
+
+    def html(self) -> str:
+        """The report as one page."""
+        return reporting.render(self.report)
+
+
+def build(
+    model: Paths,
+    profiles: str | Sequence[str],
+    *,
+    calibration: str,
+    evaluate: str,
+    output: Paths | None = None,
+    labels: str = "labels",
+    inputs: Mapping[str, str] | None = None,
+    affine: Sequence[str] = (),
+    label_names: Sequence[str] = (),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    trust_source: bool = False,
+    metric: str = "accuracy",
+    decode: str = "",
+    precisions: Sequence[str] = (),
+    engines: Sequence[str] = (),
+    objective: str = "latency",
+    maximum: Mapping[str, float] | None = None,
+    minimum: Mapping[str, float] | None = None,
+    effort: Effort = "normal",
+    time_budget_s: float = 0.0,
+    emulate: bool = False,
+    gate: bool = True,
+    jobs: int | None = None,
+    name: str = "",
+    version: str = "0.1.0",
+    key: Paths | None = None,
+    recipients: Sequence[Paths] = (),
+    encrypt: bool = True,
+    cache: Paths | bool = True,
+    progress: Progress | None = None,
+) -> Built:
+    """`edgekit build`. Without `output` nothing is written or signed.
+
+    `cache`: True for the usual folder, False for none. `maximum` and `minimum`: figures and limits.
+    Raises InputError for bad input, GateError when a profile has no candidate that passes.
+    """
+    request = Request(
+        model=Path(model),
+        profiles=tuple(profiles_.get(n) for n in ((profiles,) if isinstance(profiles, str) else profiles)),
+        calibration=calibration,
+        evaluate=evaluate,
+        source=SourceOptions(dict(shapes or {}), trust_source),
+        naming=Naming(dict(inputs or {}), labels),
+        affine=tuple(affine),
+        label_names=tuple(label_names),
+        metric=metric,
+        decode=decode,
+        precisions=tuple(precisions),
+        engines=tuple(engines),
+        objective=objective,
+        constraints=(
+            *(gates.constraint(f"{k}={v}", is_maximum=True) for k, v in (maximum or {}).items()),
+            *(gates.constraint(f"{k}={v}", is_maximum=False) for k, v in (minimum or {}).items()),
+        ),
+        effort=effort,
+        time_budget_s=time_budget_s,
+        emulate=emulate,
+        gate=gate,
+        jobs=jobs or os.cpu_count() or 1,
+    )
+    made = pipeline.build(request, _cache(cache), progress)
+    plain = report.plain(made)
+    if output is None:
+        return Built(plain, made.variants, None, "")
+    target = Path(output)
+    ring = KeyRing.at()
+    if key is None or (encrypt and not recipients):
+        ring.ensure()
+    sealed = [RecipientKey.load(Path(one)) for one in recipients] or [ring.recipient_key()] * encrypt
+    digest = bundle.write(
+        target,
+        ReleaseInfo(name or target.stem, version),
+        made.variants,
+        signer=SigningKey.load(Path(key)) if key else ring.signing_key(),
+        recipients=sealed if encrypt else [],
+        encrypt=encrypt,
+    )
+    written = {"bundle": str(target), "digest": digest, "size_bytes": target.stat().st_size}
+    return Built({**plain, **written}, made.variants, target, digest)
+
+
+def optimize(
+    model: Paths,
+    output: Paths,
+    *,
+    precision: Precision,
+    calibration: str,
+    evaluate: str,
+    profile: str = "",
+    engine: str = "",
+    labels: str = "labels",
+    inputs: Mapping[str, str] | None = None,
+    affine: Sequence[str] = (),
+    metric: str = "accuracy",
+    gate: bool = True,
+    trust_source: bool = False,
+    cache: Paths | bool = True,
+    progress: Progress | None = None,
+) -> Variant:
+    """`edgekit optimize`: files, variant.json and certificate.json in the folder `output`.
+
+    `profile`: empty for this machine's. Raises InputError, GateError.
+    """
+    chosen = _profile(profile)
+    request = Request(
+        model=Path(model),
+        profiles=(optimizing.offering(chosen, precision, engine),),
+        calibration=calibration,
+        evaluate=evaluate,
+        source=SourceOptions(trust=trust_source),
+        naming=Naming(dict(inputs or {}), labels),
+        affine=tuple(affine),
+        metric=metric,
+        precisions=(precision,),
+        engines=(engine,) if engine else (),
+        gate=gate,
+    )
+    variant = optimizing.optimize(request, _cache(cache), progress)
+    folder.write_variant(Path(output), variant)
+    return variant
+
+
+def convert(
+    model: Paths,
+    output: Paths,
+    *,
+    engine: str = "",
+    profile: str = "",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    trust_source: bool = False,
+    cache: Paths | bool = True,
+    progress: Progress | None = None,
+) -> SourceModel:
+    """`edgekit convert`: the file `output` as ONNX, or with `engine` a folder of its files."""
+    source = SourceOptions(dict(shapes or {}), trust_source)
+    found = converting.to_onnx(Path(model), source, _cache(cache), progress)
+    if not engine:
+        write_bytes(Path(output), found.onnx)
+        return found
+    chosen = profiles_.get(profile) if profile else None
+    recipe, files = converting.to_engine(found, engine, chosen, progress)
+    name = chosen.name if chosen else "any"
+    folder.write(Path(output), folder.config(found, recipe, files, name), files)
+    return found
+
+
+def bench(
+    what: Paths,
+    *,
+    baseline: Paths | None = None,
+    engine: str = "onnxruntime",
+    rows: Mapping[str, NDArray[Any]] | None = None,
+    trust_source: bool = False,
+    cache: Paths | bool = True,
+    progress: Progress | None = None,
+) -> Timed:
+    """`edgekit bench` of a model file or of a folder that `optimize` or `convert` wrote.
+
+    `rows`: engine inputs by name, (n, ...); without them random numbers. A baseline is a model file.
+    """
+    source, kept = SourceOptions(trust=trust_source), _cache(cache)
+
+    def of_model(path: Path, engine: str) -> Subject:
+        found = converting.to_onnx(path, source, kept, progress)
+        recipe, files = converting.to_engine(found, engine, _profile(""), progress)
+        return Subject(f"{path.name} ({engine})", engine, recipe.runtime_options, files, found.inputs)
+
+    path = Path(what)
+    if path.is_dir() and (path / folder.CONFIG).exists():
+        settings, files, _ = folder.read(path)
+        subject = Subject(path.name, settings.engine.name, settings.options, files, settings.inputs)
+    else:
+        subject = of_model(path, engine)
+    other = of_model(Path(baseline), subject.engine) if baseline else None
+    return benching.bench(subject, rows or benching.random_rows(subject.inputs), other, progress)
+
+
+def compare(
+    first: Paths | Mapping[str, Any], second: Paths | Mapping[str, Any], *, trust: Sequence[Paths] = ()
+) -> Comparison:
+    """`edgekit compare`: two bundles (paths) or reports (`Built.report`)."""
+
+    def side(one: Paths | Mapping[str, Any], name: str) -> comparing.Side:
+        if isinstance(one, Mapping):
+            return comparing.of_report(name, one)
+        return comparing.of_bundle(str(one), bundle.open(Path(one), _trusted(trust)))
+
+    return comparing.compare(side(first, "first"), side(second, "second"))
+
+
+def rebuild(
+    path: Paths,
+    *,
+    model: Paths,
+    calibration: str,
+    evaluate: str = "",
+    labels: str = "labels",
+    inputs: Mapping[str, str] | None = None,
+    trust: Sequence[Paths] = (),
+    progress: Progress | None = None,
+) -> list[Rebuilt]:
+    """`edgekit rebuild --verify`: every variant made again; `all(one.same for one in ...)` is the proof."""
+    opened = bundle.open(Path(path), _trusted(trust))
+    given = rebuilding.Inputs(Path(model), calibration, evaluate, Naming(dict(inputs or {}), labels))
+    return rebuilding.rebuild(opened, given, progress)
+
+
+def _profile(name: str) -> Profile:
+    return profiles_.get(name) if name else profiles_.detect(host.read())
+
+
+def _cache(where: Paths | bool) -> Cache:
+    if isinstance(where, bool):
+        return Cache(default_folder() if where else None)
+    return Cache(Path(where))
+
+
+def _trusted(paths: Sequence[Paths]) -> list[VerifyKey]:
+    own = KeyRing.at().builder_public
+    if not paths and not own.exists():
+        raise InputError("no key to trust", "give the builder's public key: trust=['builder.pub']")
+    return [VerifyKey.load(Path(path)) for path in paths or (own,)]
