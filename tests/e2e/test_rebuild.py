@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from edgekit import bundle, cli
+from edgekit import bundle, cli, profile
 from edgekit.build.api import Built
 from edgekit.bundle.model import ReleaseInfo, Variant
 from edgekit.crypto.keyring import KeyRing
@@ -43,11 +43,13 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("rebuild")
+    head, openvino, *_ = profile.path_of("intel-nuc").read_text().split("[[target]]")
+    (folder / "nuc.toml").write_text(f"{head}[[target]]{openvino}")  # without its other engine
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_KEYS", str(folder / "keys"))
         built = edgekit.build(
             MODEL,
-            ["jetson", "intel-nuc"],
+            ["jetson", str(folder / "nuc.toml")],
             calibration=CALIBRATION,
             evaluate=EVALUATION,
             labels="y",

@@ -26,7 +26,7 @@ def line_chart(title: str, unit: str, times: Sequence[float], series: Sequence[S
     if len(times) < 2 or not known:
         return Markup('<p class="empty">No telemetry yet for: {}.</p>').format(title)
     top = nice_ceiling(max(known))
-    start, end = times[0], max(times[-1], times[0] + 1e-9)
+    start, end = times[0], max(times[-1], times[0] + 1.0)  # reports of one instant are a second wide
     parts = [_grid(top), _time_axis(start, end)]
     for index, line in enumerate(series):
         points = [

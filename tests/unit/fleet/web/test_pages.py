@@ -10,6 +10,7 @@ import pytest
 
 from edgekit.wire import JobState
 from edgekit_fleet.rollout.strategies import Phase
+from edgekit_fleet.web import charts
 from tests.unit.fleet.web.site import NEW, OLD, VARIANT, Page, Site, site
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</title></textarea>"
@@ -211,3 +212,9 @@ def test_skipped_gate_is_shown(dash: Site) -> None:
     dash.release(third, "kws", "3", variants=[{**VARIANT, "gate_skipped": True}])
     assert "skipped" in shown(dash, "/releases").text
     assert "--no-gate" in shown(dash, f"/releases/{third}").text
+
+
+def test_reports_of_one_instant_are_drawn() -> None:
+    now = 1_790_000_000.0  # so large that a nanosecond more is the same float
+    drawn = charts.line_chart("Requests", "1/s", [now, now], [charts.Series("rate", [1.0, 2.0])])
+    assert "<path" in drawn
