@@ -1,13 +1,13 @@
 """The commands as functions: `import edgekit; edgekit.build(...)`. Same names, same meaning, no printing.
 
-Files and folders may be `str` or `Path`; data is what the command line takes ("FILE.npz[0:200]"). Every
-function raises the errors of `edgekit.errors`, with one line and a hint.
+Files and folders may be `str` or `Path`; data is what the command line takes ("FILE.npz[0:200]"), or an
+iterable of rows. Every function raises the errors of `edgekit.errors`, with one line and a hint.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from edgekit.backends import SourceModel
 from edgekit.build import bench as benching
 from edgekit.build import compare as comparing
 from edgekit.build import convert as converting
-from edgekit.build import folder, gates, pipeline, report, reporting
+from edgekit.build import data, folder, gates, pipeline, report, reporting
 from edgekit.build import optimize as optimizing
 from edgekit.build import rebuild as rebuilding
 from edgekit.build.bench import Subject, Timed
@@ -39,6 +39,9 @@ from edgekit.files import write_bytes
 from edgekit.profile import Precision, Profile
 
 Paths = str | Path
+Rows = str | Path | Iterable[Any]
+"""Data as docs/data.md describes: a place with or without "[START:STOP]", or rows: arrays, {input: array}, or
+(row, label)."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,13 @@ def build(
     model: Paths,
     profiles: str | Sequence[str],
     *,
-    calibration: str,
-    evaluate: str,
+    calibration: Rows,
+    evaluate: Rows,
     output: Paths | None = None,
     labels: str = "labels",
     inputs: Mapping[str, str] | None = None,
     affine: Sequence[str] = (),
+    image: str = "",
     label_names: Sequence[str] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     trust_source: bool = False,
@@ -98,11 +102,12 @@ def build(
     request = Request(
         model=Path(model),
         profiles=tuple(profiles_.get(n) for n in ((profiles,) if isinstance(profiles, str) else profiles)),
-        calibration=calibration,
-        evaluate=evaluate,
+        calibration=_data(calibration),
+        evaluate=_data(evaluate),
         source=SourceOptions(dict(shapes or {}), trust_source),
         naming=Naming(dict(inputs or {}), labels),
         affine=tuple(affine),
+        image=image,
         label_names=tuple(label_names),
         metric=metric,
         decode=decode,
@@ -145,13 +150,14 @@ def optimize(
     output: Paths,
     *,
     precision: Precision,
-    calibration: str,
-    evaluate: str,
+    calibration: Rows,
+    evaluate: Rows,
     profile: str = "",
     engine: str = "",
     labels: str = "labels",
     inputs: Mapping[str, str] | None = None,
     affine: Sequence[str] = (),
+    image: str = "",
     metric: str = "accuracy",
     gate: bool = True,
     trust_source: bool = False,
@@ -166,11 +172,12 @@ def optimize(
     request = Request(
         model=Path(model),
         profiles=(optimizing.offering(chosen, precision, engine),),
-        calibration=calibration,
-        evaluate=evaluate,
+        calibration=_data(calibration),
+        evaluate=_data(evaluate),
         source=SourceOptions(trust=trust_source),
         naming=Naming(dict(inputs or {}), labels),
         affine=tuple(affine),
+        image=image,
         metric=metric,
         precisions=(precision,),
         engines=(engine,) if engine else (),
@@ -253,8 +260,8 @@ def rebuild(
     path: Paths,
     *,
     model: Paths,
-    calibration: str,
-    evaluate: str = "",
+    calibration: Rows,
+    evaluate: Rows = "",
     labels: str = "labels",
     inputs: Mapping[str, str] | None = None,
     trust: Sequence[Paths] = (),
@@ -262,12 +269,18 @@ def rebuild(
 ) -> list[Rebuilt]:
     """`edgekit rebuild --verify`: every variant made again; `all(one.same for one in ...)` is the proof."""
     opened = bundle.open(Path(path), _trusted(trust))
-    given = rebuilding.Inputs(Path(model), calibration, evaluate, Naming(dict(inputs or {}), labels))
+    given = rebuilding.Inputs(
+        Path(model), _data(calibration), _data(evaluate), Naming(dict(inputs or {}), labels)
+    )
     return rebuilding.rebuild(opened, given, progress)
 
 
 def _profile(name: str) -> Profile:
     return profiles_.get(name) if name else profiles_.detect(host.read())
+
+
+def _data(given: Rows) -> data.Source:
+    return str(given) if isinstance(given, str | Path) else data.Rows(given)
 
 
 def _cache(where: Paths | bool) -> Cache:

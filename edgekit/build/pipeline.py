@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +18,17 @@ from edgekit.build import certify, choose, data, executors, forecast, gates, met
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
 from edgekit.build.choose import Outcome
+from edgekit.build.data import images
 from edgekit.build.forecast import Graph
 from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
+from edgekit.build.metrics import Metric
 from edgekit.build.plan import Candidate, Family
 from edgekit.build.progress import Progress, Silent
 from edgekit.build.request import Request, objective
 from edgekit.build.search import Search
 from edgekit.build.workshop import Made, Workshop
-from edgekit.bundle.model import GateResult, Preprocessing, Variant
+from edgekit.bundle.model import GateResult, Variant
 from edgekit.errors import DataError, GateError
 
 
@@ -112,27 +115,30 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
     """Read model and data, and check that they fit each other. Raises ModelError, DataError."""
     metric = metrics.get(request.metric)
     model = sources.load(request.model, cache, request.source, progress)
-    stored = data.stored_dtypes(request.evaluate, model.inputs, request.naming)
-    steps = tuple(data.affine(text, model.inputs, stored) for text in request.affine)
-    if len({step.input for step in steps}) != len(steps):
-        raise DataError("--affine: an input is named twice", "name each once")
-    preprocessing = Preprocessing(steps)
-    calibration = data.load(
-        request.calibration, model.inputs, preprocessing, request.naming, need_labels=False
+    wanted = data.Wanted(
+        model.inputs,
+        request.naming,
+        image=images.parse(request.image),
+        label_names=request.label_names,
     )
-    evaluation = data.load(
-        request.evaluate, model.inputs, preprocessing, request.naming, need_labels=metric.needs_truth
+    rows = data.read(request.calibration, wanted, progress)
+    proof = data.read(request.evaluate, dataclasses.replace(wanted, truth=_truth(metric)), progress)
+    steps = request.preprocessing or data.preprocessing(
+        request.affine, wanted, proof, rows, image_given=bool(request.image)
     )
+    calibration = data.fit(rows, model.inputs, steps, calibrates=True)
+    evaluation = data.fit(proof, model.inputs, steps)
+    names = request.label_names or evaluation.label_names
     if metric.classifies and not request.decode:
-        _check_labels(evaluation, model.outputs[0].shape, request.label_names)
+        _check_labels(evaluation, model.outputs[0].shape, names)
     context = Context(
         model,
-        preprocessing,
+        steps,
         evaluation,
         calibration.sha256,
-        request.label_names,
+        names,
         host.read(),
-        calibration.warnings,
+        (*calibration.warnings, *data.overlap(rows, proof)),
         metric,
         request.decode,
     )
@@ -158,6 +164,12 @@ def _mixed(workshop: Workshop, candidate: Candidate, made: Made) -> Iterable[Rec
     return ()
 
 
+def _truth(metric: Metric) -> data.Truth:
+    if metric.classifies:
+        return "class"
+    return "value" if metric.needs_truth else "maybe"
+
+
 def _check_labels(evaluation: data.Data, shape: tuple[int, ...], names: Sequence[str]) -> None:
     """Labels must be classes of the first output, label names one per class."""
     classes = shape[-1] if len(shape) > 1 and shape[-1] > 0 else 0
@@ -174,4 +186,7 @@ def _check_labels(evaluation: data.Data, shape: tuple[int, ...], names: Sequence
             "are these labels of this model?",
         )
     if names and len(names) != classes:
-        raise DataError(f"{len(names)} label names for {classes} classes", "give one per class")
+        raise DataError(
+            f"{len(names)} label names for {classes} classes",
+            "give one per class with --label-names, in the model's order",
+        )

@@ -8,7 +8,7 @@ holds here too is built anew, without a cache; then every file must have the dig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from edgekit.backends import Recipe
 from edgekit.build import certify, data, metrics, pipeline
 from edgekit.build.cache import Cache
 from edgekit.build.certify import Context
+from edgekit.build.data import images
 from edgekit.build.progress import Progress, Silent
 from edgekit.build.request import Request
 from edgekit.build.workshop import Workshop
 from edgekit.bundle.documents import VariantProvenance
-from edgekit.bundle.model import Preprocessing
 from edgekit.errors import EngineMissing, InputError
 
 
@@ -31,8 +31,8 @@ class Inputs:
     """What was given to the build, given again. Data as for `edgekit build`."""
 
     model: Path
-    calibration: str
-    evaluate: str = ""
+    calibration: data.Source
+    evaluate: data.Source = ""
     """Empty: the evaluation data is not compared. It does not decide the files."""
     naming: data.Naming = field(default_factory=data.Naming)
 
@@ -130,22 +130,23 @@ def _versions(opened: bundle.Bundle) -> Iterator[str]:
 def _request(opened: bundle.Bundle, inputs: Inputs) -> Request:
     """A request that reads the same inputs; without evaluation data the calibration rows stand in."""
     first = opened.variants[0]
-    steps = first.config.preprocessing.affine
+    steps = first.config.preprocessing
     return Request(
         model=inputs.model,
         profiles=(),
         calibration=inputs.calibration,
         evaluate=inputs.evaluate or inputs.calibration,
         naming=inputs.naming,
-        affine=tuple(f"{step.input}:{step.scale!r},{step.offset!r}" for step in steps),
+        image=images.words(steps.image[0]) if steps.image else "",
+        preprocessing=steps,
         label_names=first.config.labels if inputs.evaluate else (),
         metric=_metric(first.certificate.metric) if inputs.evaluate else "agreement",
     )
 
 
 def _metric(name: str) -> str:
-    """The certificate's metric; a user's own function is not needed to read data, only whether truth is."""
-    return name if name in metrics.names() else "mean-absolute-error"
+    """The certificate's metric; of a user's own only matters that it takes labels where there are any."""
+    return name if name in metrics.names() else "agreement"
 
 
 def _inputs(opened: bundle.Bundle, context: Context, inputs: Inputs) -> Iterator[str]:
@@ -158,16 +159,12 @@ def _inputs(opened: bundle.Bundle, context: Context, inputs: Inputs) -> Iterator
         yield "the source model becomes another graph here (converter, shapes or libraries differ)"
     wanted = {c.calibration_sha256 for c in certificates if c.calibration_sha256}
     if wanted and wanted != {context.calibration_sha256}:
-        yield _other("calibration data", inputs.calibration, wanted, context.calibration_sha256)
+        yield _other("calibration data", str(inputs.calibration), wanted, context.calibration_sha256)
     wanted = {certificate.dataset_sha256 for certificate in certificates}
     if inputs.evaluate and wanted != {context.evaluation.sha256}:
-        yield _other("evaluation data", inputs.evaluate, wanted, context.evaluation.sha256)
-    if any(_steps(entry.config.preprocessing) != _steps(context.preprocessing) for entry in opened.variants):
-        yield "the data is stored in another data type than the build's"
-
-
-def _steps(preprocessing: Preprocessing) -> Sequence[object]:
-    return sorted((step.input, step.datatype, step.scale, step.offset) for step in preprocessing.affine)
+        yield _other("evaluation data", str(inputs.evaluate), wanted, context.evaluation.sha256)
+    if any(entry.config.preprocessing != context.preprocessing for entry in opened.variants):
+        yield "the bundle's variants differ in their preprocessing"
 
 
 def _other(what: str, given: str, wanted: set[str], found: str) -> str:

@@ -190,6 +190,8 @@ def reproduce(outcome: Outcome, request: Request) -> str:
         words += ["--shape", f"{name}={','.join(map(str, shape))}"]
     words += ["--trust-source"] if request.source.trust else []
     words += [word for text in request.affine for word in ("--affine", text)]
+    words += ["--image", request.image] if request.image else []
+    words += ["--label-names", ",".join(request.label_names)] if len(request.label_names) > 1 else []
     for name, array in request.naming.inputs.items():
         words += ["--input", f"{name}={array}"]
     words += ["--labels", request.naming.labels] if request.naming.labels != "labels" else []

@@ -9,6 +9,7 @@ from typing import Literal
 from edgekit.build import data
 from edgekit.build.gates import FIGURES, Constraint, Figure
 from edgekit.build.sources import SourceOptions
+from edgekit.bundle.model import Preprocessing
 from edgekit.errors import InputError
 from edgekit.profile import Profile
 
@@ -31,13 +32,18 @@ class Request:
 
     model: Path
     profiles: tuple[Profile, ...]
-    calibration: str
-    evaluate: str
+    calibration: data.Source
+    evaluate: data.Source
     source: SourceOptions = field(default_factory=SourceOptions)
     naming: data.Naming = field(default_factory=data.Naming)
     affine: tuple[str, ...] = ()
     """`[INPUT:]SCALE,OFFSET`: real = (stored - OFFSET) * SCALE."""
+    image: str = ""
+    """How pictures become pixels, and these numbers: words of docs/data.md."""
+    preprocessing: Preprocessing | None = None
+    """As a bundle records it: decides instead of `affine` and the scales of `image`."""
     label_names: tuple[str, ...] = ()
+    """Classes in the model's order; empty: names in the data are sorted."""
     metric: str = "accuracy"
     """A name of `metrics.names()`, or "FILE.py:FUNCTION"."""
     decode: str = ""

@@ -31,11 +31,32 @@ class Affine:
     datatype: str
     scale: float
     offset: float
+    axis: int = field(default=0, metadata=LATER)
+    """Dimension of the channels that have a scale and an offset each; 0: `scale` and `offset` are all."""
+    scales: tuple[float, ...] = field(default=(), metadata=LATER)
+    """One per channel; `scale` and `offset` are then those of the first."""
+    offsets: tuple[float, ...] = field(default=(), metadata=LATER)
+
+
+@dataclass(frozen=True)
+class Image:
+    """How the pixels of an input were made from a picture: what a client does before it sends them."""
+
+    input: str
+    layout: str
+    """"NCHW" or "NHWC"."""
+    color: str
+    """Order of the channels: "RGB", "BGR" or "L" (grey)."""
+    resize: str
+    """"stretch", "crop" (the middle) or "letterbox" (whole picture, bars of grey 114)."""
+    keep: float = 1.0
+    """crop: share of the shorter side that is kept."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     affine: tuple[Affine, ...] = ()
+    image: tuple[Image, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,35 @@ if TYPE_CHECKING:
 def add_naming(parser: argparse._ActionsContainer) -> None:
     """`--labels` and `--input`: which arrays of the data are what."""
     parser.add_argument(
-        "--labels", default="labels", metavar="ARRAY", help="array with the labels (default: labels)"
+        "--labels",
+        default="labels",
+        metavar="ARRAY",
+        help="array or column with the labels (default: labels)",
     )
     parser.add_argument(
         "--input",
         action="append",
         default=[],
         metavar="INPUT=ARRAY",
-        help="array of a model input, when the names differ",
+        help="array or column of a model input, when the names differ",
+    )
+
+
+def add_preprocessing(parser: argparse._ActionsContainer) -> None:
+    """`--affine` and `--image`: how what is stored becomes what the model reads."""
+    parser.add_argument(
+        "--affine",
+        action="append",
+        default=[],
+        metavar="[INPUT:]SCALE,OFFSET",
+        help="preprocessing real = (stored - OFFSET) * SCALE; travels with the bundle",
+    )
+    parser.add_argument(
+        "--image",
+        default="",
+        metavar="WORDS",
+        help='how pictures become pixels, e.g. "bgr letterbox", "rgb crop=0.875 imagenet" (docs/data.md; '
+        "default: rgb stretch, scaled to 0..1)",
     )
 
 

@@ -187,8 +187,11 @@ def _model(path: Path, engine: str, args: argparse.Namespace) -> Subject:
 def _rows(args: argparse.Namespace, subject: Subject, steps: Preprocessing) -> Rows:
     from edgekit.build import data
     from edgekit.build.bench import ROWS, random_rows
+    from edgekit.build.data import images
 
     if not args.data:
         return random_rows(subject.inputs)
-    found = data.load(args.data, subject.inputs, steps, _flags.naming(args), need_labels=False)
+    words = images.words(steps.image[0]) if steps.image else ""
+    wanted = data.Wanted(subject.inputs, _flags.naming(args), image=images.parse(words))
+    found = data.fit(data.read(args.data, wanted), subject.inputs, steps)
     return {name: array[:ROWS] for name, array in found.inputs.items()}

@@ -48,7 +48,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="bundle to write (.edgekit)"
     )
-    what = parser.add_argument_group("data", "DATA is FILE.npz or FILE.npz[START:STOP]")
+    what = parser.add_argument_group(
+        "data",
+        "DATA is an .npz, class folders (also in a tar or ZIP) or a CSV, and may end in [START:STOP]",
+    )
     what.add_argument(
         "--calibration", required=True, metavar="DATA", help="rows that int8 ranges are learnt from"
     )
@@ -56,13 +59,7 @@ def register(subparsers: Any) -> None:
         "--evaluate", required=True, metavar="DATA", help="rows with labels that accuracy is measured on"
     )
     _flags.add_naming(what)
-    what.add_argument(
-        "--affine",
-        action="append",
-        default=[],
-        metavar="[INPUT:]SCALE,OFFSET",
-        help="preprocessing real = (stored - OFFSET) * SCALE; travels with the bundle",
-    )
+    _flags.add_preprocessing(what)
     what.add_argument(
         "--label-names",
         default="",
@@ -221,6 +218,7 @@ def _request(args: argparse.Namespace) -> Request:
         source=_flags.source(args),
         naming=_flags.naming(args),
         affine=tuple(args.affine),
+        image=args.image,
         label_names=_label_names(args.label_names),
         metric=args.metric,
         decode=args.decode,

@@ -31,13 +31,7 @@ def register(subparsers: Any) -> None:
         "--evaluate", required=True, metavar="DATA", help="rows that the metric is measured on"
     )
     _flags.add_naming(parser)
-    parser.add_argument(
-        "--affine",
-        action="append",
-        default=[],
-        metavar="[INPUT:]SCALE,OFFSET",
-        help="preprocessing real = (stored - OFFSET) * SCALE",
-    )
+    _flags.add_preprocessing(parser)
     parser.add_argument(
         "--metric", default="accuracy", metavar="NAME", help="as for build (default: accuracy)"
     )
@@ -62,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         source=_flags.source(args),
         naming=_flags.naming(args),
         affine=tuple(args.affine),
+        image=args.image,
         metric=args.metric,
         precisions=(args.precision,),
         engines=(args.engine,) if args.engine else (),

@@ -33,9 +33,25 @@ def to_engine(
 
 
 def apply(step: Affine, stored: Array, datatype: str = "FP32") -> Array:
-    """real = (stored - offset) * scale, computed in float32. Any shape in, the same shape out."""
-    real = (stored.astype(np.float32) - np.float32(step.offset)) * np.float32(step.scale)
+    """real = (stored - offset) * scale, computed in float32. Any shape in, the same shape out.
+
+    Raises InputError when a scale per channel meets an array with another number of channels.
+    """
+    real = stored.astype(np.float32)
+    real -= _along(step, step.offset, step.offsets, stored.shape)
+    real *= _along(step, step.scale, step.scales, stored.shape)
     return real.astype(DTYPES[datatype], copy=False)
+
+
+def _along(step: Affine, one: float, each: Sequence[float], shape: Sequence[int]) -> Array:
+    """The figure for every element: a scalar, or one per channel, shaped to broadcast."""
+    if not step.axis:
+        return np.asarray(one, np.float32)
+    if not 0 < step.axis < len(shape) or shape[step.axis] != len(each):
+        raise InputError(
+            f"input {step.input!r}: {len(each)} channels to scale in dimension {step.axis} of {list(shape)}"
+        )
+    return np.array(each, np.float32).reshape(-1, *(1,) * (len(shape) - 1 - step.axis))
 
 
 def _convert(array: Array, spec: TensorSpec, step: Affine | None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.bundle.model import TensorSpec, VariantConfig
+from edgekit.bundle.model import Affine, TensorSpec, VariantConfig
 from edgekit_agent.metrics import Counters, Timing
 
 EXTENSIONS = (
@@ -25,13 +25,17 @@ def server(version: str) -> dict[str, Any]:
 def metadata(name: str, version: str, config: VariantConfig) -> dict[str, Any]:
     """Inputs carry the engine's data type; `parameters` tell the stored type that is taken as well."""
     affine = {step.input: step for step in config.preprocessing.affine}
+    pictures = {picture.input: picture for picture in config.preprocessing.image}
     inputs = []
     for spec in config.inputs:
         entry = _tensor(spec)
         step = affine.get(spec.name)
         if step is not None:
-            stored = {"stored_datatype": step.datatype, "scale": step.scale, "offset": step.offset}
-            entry["parameters"] = stored
+            entry["parameters"] = {"stored_datatype": step.datatype, **_affine(step)}
+        if spec.name in pictures:
+            picture = pictures[spec.name]
+            how = {"layout": picture.layout, "color": picture.color, "resize": picture.resize}
+            entry.setdefault("parameters", {}).update(how)
         inputs.append(entry)
     return {
         "name": name,
@@ -40,6 +44,13 @@ def metadata(name: str, version: str, config: VariantConfig) -> dict[str, Any]:
         "inputs": inputs,
         "outputs": [_tensor(spec) for spec in config.outputs],
     }
+
+
+def _affine(step: Affine) -> dict[str, Any]:
+    """real = (stored - offset) * scale; lists run over the channels."""
+    if not step.axis:
+        return {"scale": step.scale, "offset": step.offset}
+    return {"scale": list(step.scales), "offset": list(step.offsets), "axis": step.axis}
 
 
 def configuration(name: str, version: str, config: VariantConfig, max_batch: int) -> dict[str, Any]:

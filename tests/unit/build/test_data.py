@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.build import data
-from edgekit.build.data import Data, Naming
+from edgekit.build.data import Data, Naming, Wanted, scaling
 from edgekit.bundle.model import Affine, Preprocessing, TensorSpec
 from edgekit.errors import DataError
 
@@ -30,8 +30,15 @@ def saved(folder: Path, **arrays: Any) -> str:
     return str(folder / "data.npz")
 
 
+def fitted(
+    text: str, specs: tuple[TensorSpec, ...], steps: Preprocessing, naming: Naming, *, labels: bool = True
+) -> Data:
+    stored = data.read(text, Wanted(specs, naming, "class" if labels else "none"))
+    return data.fit(stored, specs, steps, calibrates=not labels)
+
+
 def load(text: str, specs: tuple[TensorSpec, ...] = (X,), labels: bool = True, **naming: Any) -> Data:
-    return data.load(text, specs, RAW, Naming(**naming), need_labels=labels)
+    return fitted(text, specs, RAW, Naming(**naming), labels=labels)
 
 
 def test_rows_are_selected_and_labels_with_them(tmp_path: Path) -> None:
@@ -58,24 +65,24 @@ def test_the_digest_is_of_the_selected_rows_only(tmp_path: Path) -> None:
 
 def test_a_lone_input_takes_the_lone_array(tmp_path: Path) -> None:
     text = saved(tmp_path, features=ROWS, y=LABELS)
-    found = data.load(text, (X,), RAW, Naming(labels="y"), need_labels=True)
+    found = fitted(text, (X,), RAW, Naming(labels="y"))
     assert list(found.inputs) == ["x"]
 
 
 def test_two_inputs_are_named(tmp_path: Path) -> None:
     specs = (X, TensorSpec("z", "INT64", (-1,)))
     text = saved(tmp_path, a=ROWS, b=LABELS, labels=LABELS)
-    found = data.load(text, specs, RAW, Naming({"x": "a", "z": "b"}), need_labels=True)
+    found = fitted(text, specs, RAW, Naming({"x": "a", "z": "b"}))
     assert list(found.inputs) == ["x", "z"]
 
 
 def test_affine_turns_stored_values_into_engine_values(tmp_path: Path) -> None:
     stored = np.arange(160, dtype=np.uint8).reshape(40, 4)
     text = saved(tmp_path, x=stored, labels=LABELS)
-    types = data.stored_dtypes(text, (X,), Naming())
-    step = data.affine("0.5,128", (X,), types)
+    rows = data.read(text, Wanted((X,)))
+    (step,) = data.preprocessing(["0.5,128"], Wanted((X,)), rows, rows, image_given=False).affine
     assert step == Affine("x", "UINT8", 0.5, 128.0)
-    found = data.load(text, (X,), Preprocessing((step,)), Naming(), need_labels=True)
+    found = fitted(text, (X,), Preprocessing((step,)), Naming())
     np.testing.assert_array_equal(found.inputs["x"], (stored.astype(np.float32) - 128) * 0.5)
 
 
@@ -85,18 +92,18 @@ def test_affine_turns_stored_values_into_engine_values(tmp_path: Path) -> None:
 )
 def test_affine_names_an_input_that_may_hold_colons(name: str, text: str) -> None:
     spec = TensorSpec(name, "FP32", (-1, 4))
-    assert data.affine(text, (spec,), {name: "UINT8"}) == Affine(name, "UINT8", 0.5, 1.0)
+    assert scaling.affine(text, (spec,), {name: "UINT8"}) == Affine(name, "UINT8", 0.5, 1.0)
 
 
 @pytest.mark.parametrize("text", ["y:1,0", "1", "1,2,3", "a,b", "", "nan,0", "inf,0", "1,inf", "0,5"])
 def test_bad_affine(text: str) -> None:
     with pytest.raises(DataError, match="--affine"):
-        data.affine(text, (X,), {"x": "UINT8"})
+        scaling.affine(text, (X,), {"x": "UINT8"})
 
 
 def test_affine_of_something_that_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="complex64"):
-        data.affine("1,0", (X,), {"x": "complex64"})
+        scaling.affine("1,0", (X,), {"x": "complex64"})
 
 
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
