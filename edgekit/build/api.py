@@ -84,6 +84,7 @@ def build(
     effort: Effort = "normal",
     time_budget_s: float = 0.0,
     emulate: bool = False,
+    robustness: bool = True,
     gate: bool = True,
     jobs: int | None = None,
     name: str = "",
@@ -121,6 +122,7 @@ def build(
         effort=effort,
         time_budget_s=time_budget_s,
         emulate=emulate,
+        robustness=robustness,
         gate=gate,
         jobs=jobs or os.cpu_count() or 1,
     )

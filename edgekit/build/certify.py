@@ -19,7 +19,16 @@ from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
 from edgekit.build.metrics import Answers, Metric, Score
 from edgekit.build.plan import Candidate
-from edgekit.bundle.model import Certificate, ClassScore, EngineRange, Preprocessing, Variant, VariantConfig
+from edgekit.bundle.model import (
+    Certificate,
+    ClassScore,
+    Drift,
+    EngineRange,
+    Preprocessing,
+    Robustness,
+    Variant,
+    VariantConfig,
+)
 from edgekit.errors import GateError
 from edgekit.host import Host
 
@@ -40,6 +49,7 @@ class Context:
     metric: Metric = metrics.get("accuracy")  # noqa: RUF009 - frozen
     decode: str = ""
     """"FILE.py:FUNCTION" that turns outputs into what the metric reads."""
+    drift: tuple[Drift, ...] = ()
 
     def score(self, outputs: Outputs, reference: Outputs) -> Score:
         """Raises DataError when outputs and labels do not fit the metric."""
@@ -82,14 +92,21 @@ def figures(candidate: Candidate, measurement: Measurement, context: Context) ->
     )
 
 
-def variant(outcome: Outcome, context: Context, graph: Graph, *, gate_skipped: bool) -> Variant:
+def variant(
+    outcome: Outcome,
+    context: Context,
+    graph: Graph,
+    *,
+    gate_skipped: bool,
+    robustness: tuple[Robustness, ...] = (),
+) -> Variant:
     """Everything that ships of one kept candidate."""
     measurement, seen = outcome.measurement, outcome.figures
     if measurement is None or seen is None:
         raise GateError(f"{outcome.candidate.name}: it could not be measured: {outcome.error}")
     return Variant(
         config=_config(outcome.candidate, measurement, context, graph),
-        certificate=_certificate(outcome, measurement, seen, context, gate_skipped=gate_skipped),
+        certificate=_certificate(outcome, measurement, seen, context, robustness, gate_skipped=gate_skipped),
         golden=measurement.measured.golden,
         files=dict(measurement.files),
         golden_files=dict(measurement.golden_files),
@@ -124,7 +141,13 @@ def _config(candidate: Candidate, measurement: Measurement, context: Context, gr
 
 
 def _certificate(
-    outcome: Outcome, measurement: Measurement, seen: Figures, context: Context, *, gate_skipped: bool
+    outcome: Outcome,
+    measurement: Measurement,
+    seen: Figures,
+    context: Context,
+    robustness: tuple[Robustness, ...],
+    *,
+    gate_skipped: bool,
 ) -> Certificate:
     measured, recipe = measurement.measured, outcome.candidate.recipe
     now = context.score(measurement.outputs, measurement.baseline_outputs)
@@ -155,12 +178,17 @@ def _certificate(
         measured_on_target=seen.on_target,
         gates=outcome.gates,
         gate_skipped=gate_skipped,
-        warnings=_warnings(outcome.candidate, seen, context),
+        warnings=(
+            *_warnings(outcome.candidate, seen, context),
+            *metrics.robustness_warnings(context.metric, robustness),
+        ),
         higher_is_better=seen.higher_is_better,
         cpu_ms=seen.cpu_ms,
         emulated=seen.emulated,
         stand_in=seen.stand_in,
         per_class=context.per_class(measurement),
+        robustness=robustness,
+        drift=context.drift if recipe.needs_calibration else (),
     )
 
 

@@ -142,6 +142,24 @@ def answer(session: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, ND
     return whole
 
 
+def answers(
+    recipe: Recipe, plan: Plan, files: Mapping[str, bytes], arrays: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Output names, and what candidate and baseline answer to other rows: "candidate/answers/<i>.npy" and
+    "baseline/answers/<i>.npy". `arrays` as for `measure`. No figures."""
+    runtime = runtimes.get(plan.engine or recipe.engine)
+    inputs = {name[6:]: array for name, array in arrays.items()}
+    packed: dict[str, bytes] = {}
+    names: tuple[str, ...] = ()
+    for who, options in (("candidate/", recipe.runtime_options), ("baseline/", plan.baseline_options)):
+        session = runtime.load(_part(files, who), options)
+        outputs = answer(session, inputs)
+        session.close()
+        names = tuple(outputs)
+        packed |= {who + name: data for name, data in pack_outputs(outputs).items()}
+    return names, packed
+
+
 def pack_outputs(outputs: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
     """Arrays as "answers/<i>.npy"; the names travel in `Measured.outputs`."""
     files = {}

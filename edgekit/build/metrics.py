@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.build import boxes, stats
-from edgekit.bundle.model import ClassScore, Interval
+from edgekit.bundle.model import ClassScore, Interval, Robustness
 from edgekit.errors import DataError, InputError
 
 Array = NDArray[Any]
@@ -126,6 +126,28 @@ def agreement(
 
 def _mean(rows: Rows) -> float:
     return float(rows[:, 0].mean())
+
+
+SIGNIFICANT = 0.01
+"""Of each disturbance: with three of them, three builds in a hundred warn without a reason."""
+DISTINCT = 0.02
+"""Of a share: a variant that loses less than this beyond fp32 is not worth a warning."""
+
+
+def robustness_warnings(metric: Metric, found: Sequence[Robustness]) -> tuple[str, ...]:
+    """A line for each disturbance that hurts a variant distinctly more than fp32."""
+    return tuple(
+        f"{one.disturbance} hurts it more than fp32: {metric.name} {one.clean:.4f} -> {one.value:.4f}, fp32 "
+        f"{one.baseline_clean:.4f} -> {one.baseline:.4f} on {one.samples} rows (p = {one.p:.2g})"
+        for one in found
+        if one.p < SIGNIFICANT and _excess(metric, one) >= (DISTINCT if metric.is_share else 0)
+    )
+
+
+def _excess(metric: Metric, one: Robustness) -> float:
+    """How much more the variant loses than fp32, in the metric's unit."""
+    lost = metric.goodness(one.clean) - metric.goodness(one.value)
+    return lost - (metric.goodness(one.baseline_clean) - metric.goodness(one.baseline))
 
 
 def _top(k: int) -> Callable[[Answers], Rows]:

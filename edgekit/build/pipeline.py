@@ -14,7 +14,19 @@ from typing import Any
 
 from edgekit import codec, host
 from edgekit.backends import Recipe
-from edgekit.build import certify, choose, data, executors, forecast, gates, metrics, plan, search, sources
+from edgekit.build import (
+    certify,
+    choose,
+    data,
+    executors,
+    forecast,
+    gates,
+    metrics,
+    plan,
+    robustness,
+    search,
+    sources,
+)
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
 from edgekit.build.choose import Outcome
@@ -77,6 +89,9 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
     if None in chosen:
         raise GateError(*search.refusal(failed, outcomes))
     kept = [pick for pick in chosen if pick is not None]
+    checked = {}
+    if request.robustness:
+        checked = robustness.check(kept, workshop, seeker.made, time.monotonic() - begin)
     return Report(
         request=request,
         context=context,
@@ -85,10 +100,16 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
         outcomes=tuple(choose.explained(outcomes, kept, goal)),
         layers={},
         variants=tuple(
-            certify.variant(pick, context, seeker.graph, gate_skipped=not gates.passed(pick.gates))
+            certify.variant(
+                pick,
+                context,
+                seeker.graph,
+                gate_skipped=not gates.passed(pick.gates),
+                robustness=checked[pick.candidate.name].found if pick.candidate.name in checked else (),
+            )
             for pick in kept
         ),
-        notes=(*notes, *seeker.notes),
+        notes=(*notes, *seeker.notes, *(one.note for one in checked.values() if one.note)),
         warnings=context.warnings,
         seconds=time.monotonic() - begin,
         cache_hits=workshop.hits,
@@ -128,6 +149,7 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
     )
     calibration = data.fit(rows, model.inputs, steps, calibrates=True)
     evaluation = data.fit(proof, model.inputs, steps)
+    drift = data.drift(calibration.inputs, evaluation.inputs)
     names = request.label_names or evaluation.label_names
     if metric.classifies and not request.decode:
         _check_labels(evaluation, model.outputs[0].shape, names)
@@ -138,9 +160,14 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
         calibration.sha256,
         names,
         host.read(),
-        (*calibration.warnings, *data.overlap(rows, proof)),
+        (
+            *calibration.warnings,
+            *data.overlap(rows, proof),
+            *data.drift_warnings(drift, calibration, evaluation),
+        ),
         metric,
         request.decode,
+        drift,
     )
     return context, calibration
 

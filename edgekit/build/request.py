@@ -60,6 +60,8 @@ class Request:
     """No new candidate is begun after this; 0: no limit. The first of each profile is always tried."""
     emulate: bool = False
     """Answers for profiles that this host is not come from an emulated CPU of theirs."""
+    robustness: bool = True
+    """What ships is asked again on disturbed rows; a warning, never a gate."""
     gate: bool = True
     jobs: int = 2
     executor: str = ""

@@ -147,7 +147,7 @@ class Search:
         return outcome
 
     def _outcome(self, candidate: Candidate) -> Outcome:
-        own, base = self._get(candidate.recipe), self._get(plan.baseline(candidate))
+        own, base = self.made(candidate.recipe), self.made(plan.baseline(candidate))
         try:
             measurement = self.workshop.measure(candidate, own, base, self._give_up_ms(candidate, own))
             figures, verdicts = self.judge(candidate, measurement)
@@ -173,7 +173,8 @@ class Search:
         ]
         return HOPELESS * min(rivals) if rivals else 0.0
 
-    def _get(self, recipe: Recipe) -> Made:
+    def made(self, recipe: Recipe) -> Made:
+        """What a recipe made, built at most once."""
         key = _bytes_of(recipe)
         if key not in self._made:
             self._made[key] = self.workshop.make(recipe)

@@ -1,10 +1,11 @@
 """One job in a process of its own: a crash, a hang or a greedy library costs one candidate, not the build.
 
 `run` starts `python -m edgekit.build.worker FOLDER` and waits. The folder holds `job.json`, `files/` and
-`arrays.npz`; the child leaves `result.json` and `out/`. Two kinds of job:
+`arrays.npz`; the child leaves `result.json` and `out/`. Three kinds of job:
 
     build      a backend makes a candidate's files
     measure    the candidate runs through `edgekit.runtimes`, as on the device, beside the fp32 baseline
+    answer     both answer other rows, without figures
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ def _child(folder: Path) -> dict[str, Any]:
         return {}
     plan = codec.from_plain(measure.Plan, job["measure"], what="measure")
     files = _read_tree(folder / "files")
+    if job["kind"] == "answer":
+        outputs, answers = measure.answers(recipe, plan, files, arrays)
+        _write_tree(folder / "out", answers)
+        return {"outputs": list(outputs)}
     measured, golden = measure.measure(recipe, plan, files, arrays)
     _write_tree(folder / "out", golden)
     return {"measured": codec.to_plain(measured)}

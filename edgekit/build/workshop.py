@@ -74,7 +74,7 @@ class Workshop:
             "tools": tools,
         }
         key = key_of("build", question)
-        if files := self._remembered(key):
+        if files := self.remembered(key):
             return Made(key, files)
         with self.progress.step(f"build {recipe.name}"):
             arrays = self.calibration.inputs if recipe.needs_calibration else {}
@@ -137,7 +137,7 @@ class Workshop:
         }
         key = key_of("measure", question)
         if key not in self._known:
-            files = self._remembered(key) or self._fresh(key, candidate, own, base, classes, give_up_ms)
+            files = self.remembered(key) or self._fresh(key, candidate, own, base, classes, give_up_ms)
             self._known[key] = self._seen(files)
         return self._known[key]
 
@@ -149,12 +149,32 @@ class Workshop:
         own = ("answers/", "measured.json")
         return _Seen(measured, {n: d for n, d in files.items() if not n.startswith(own)}, outputs)
 
-    def _remembered(self, key: str) -> dict[str, bytes] | None:
+    def remembered(self, key: str) -> dict[str, bytes] | None:
+        """An answer of another build; counted."""
         files = self.cache.get(key)
         if files is not None:
             with self._lock:
                 self.hits += 1
         return files
+
+    def answers(
+        self, candidate: plan.Candidate, own: Made, base: Made, inputs: Outputs
+    ) -> tuple[Outputs, Outputs]:
+        """What candidate and baseline answer to other rows (n, ...), decoded.
+
+        Raises EngineError, DataError."""
+        engine = plan.stand_in(candidate.recipe.engine)
+        options = plan.baseline(candidate).runtime_options
+        todo = Plan(candidate.profile.verify, classify=False, baseline_options=options, engine=engine)
+        arrays = {f"input/{name}": array for name, array in inputs.items()}
+        job = worker.Job("answer", candidate.recipe, measure=todo, files=_both(own, base), arrays=arrays)
+        result, made = worker.run(job)
+        found = []
+        for who in ("candidate/", "baseline/"):
+            files = {name.removeprefix(who): data for name, data in made.items() if name.startswith(who)}
+            outputs = unpack_outputs(tuple(result["outputs"]), files)
+            found.append(userfunc.decode(self.context.decode, outputs) if self.context.decode else outputs)
+        return found[0], found[1]
 
     def _fresh(
         self,
@@ -168,8 +188,6 @@ class Workshop:
         arrays = {f"input/{name}": array for name, array in self.context.evaluation.inputs.items()}
         if reference is not None:
             arrays["reference"] = reference.astype(np.int64)
-        files = {f"candidate/{name}": data for name, data in own.files.items()}
-        files |= {f"baseline/{name}": data for name, data in base.files.items()}
         todo = Plan(
             candidate.profile.verify,
             classify=self.context.metric.classifies,
@@ -177,9 +195,15 @@ class Workshop:
             engine=plan.stand_in(candidate.recipe.engine),
             give_up_ms=give_up_ms,
         )
-        job = worker.Job("measure", candidate.recipe, measure=todo, files=files, arrays=arrays)
+        job = worker.Job("measure", candidate.recipe, measure=todo, files=_both(own, base), arrays=arrays)
         with self.progress.step(f"measure {candidate.recipe.name}"):
             result, made = worker.run(job)
         files = {**made, "measured.json": codec.to_json(result["measured"])}
         self.cache.put(key, files)
         return files
+
+
+def _both(own: Made, base: Made) -> dict[str, bytes]:
+    """A candidate's and its baseline's files, as the worker wants them."""
+    mine = {f"candidate/{name}": data for name, data in own.files.items()}
+    return mine | {f"baseline/{name}": data for name, data in base.files.items()}

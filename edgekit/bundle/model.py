@@ -127,6 +127,35 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """The metric where evaluation rows are disturbed, beside the same rows undisturbed (`clean`)."""
+
+    disturbance: str
+    """"noise", "brightness", "gain" or "shift"."""
+    samples: int
+    value: float
+    baseline: float
+    """fp32 on the same engine, disturbed."""
+    clean: float
+    baseline_clean: float
+    p: float
+    """One-sided: that the variant loses no more than fp32."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the evaluation rows of an input are from those that ranges were learnt from."""
+
+    input: str
+    outside: float
+    """Share of the evaluation rows' values beyond the range of the calibration rows."""
+    psi: float
+    """Population stability index between the two; of the column where it is largest."""
+    column: int = -1
+    """That column, for an input of columns; -1: the whole input."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was measured, on what, and which gates it passed. Not deterministic: it holds timings."""
 
@@ -169,6 +198,8 @@ class Certificate:
     stand_in: str = field(default="", metadata=LATER)
     """Engine that answered in place of `engine`, which could not run here; empty: `engine` itself."""
     per_class: tuple[ClassScore, ...] = field(default=(), metadata=LATER)
+    robustness: tuple[Robustness, ...] = field(default=(), metadata=LATER)
+    drift: tuple[Drift, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True)

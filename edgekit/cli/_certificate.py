@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit.bundle import VariantEntry
-from edgekit.bundle.model import Certificate, Interval
+from edgekit.bundle.model import Certificate, Drift, Interval
 from edgekit.cli._output import kib
 
 
@@ -46,6 +46,8 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
         f"{golden.max_abs_difference:g}, same class as the source model for at least "
         f"{golden.min_reference_agreement:.0%}."
     )
+    yield from _robustness(c)
+    yield from (f"  {_drift(one)}" for one in c.drift)
     yield ""
     yield "  Gates"
     for gate in c.gates:
@@ -56,6 +58,22 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
         yield ""
         yield "  Warnings"
         yield from (f"    {warning}" for warning in found)
+
+
+def _robustness(c: Certificate) -> Iterator[str]:
+    for one in c.robustness:
+        yield (
+            f"  With {one.disturbance} its {c.metric} goes from {one.clean:.4f} to {one.value:.4f}, fp32's "
+            f"from {one.baseline_clean:.4f} to {one.baseline:.4f} ({one.samples} rows)."
+        )
+
+
+def _drift(one: Drift) -> str:
+    column = f", column {one.column} the most" if one.column >= 0 else ""
+    return (
+        f"Of the evaluation rows' {one.input!r} {one.outside:.1%} lie outside the calibrated range "
+        f"(population stability index {one.psi:.2f}{column})."
+    )
 
 
 def warnings(certificate: Certificate) -> list[str]:

@@ -140,6 +140,11 @@ def register(subparsers: Any) -> None:
         help="build candidates on a Dask cluster: dask, or dask:ADDRESS (default: here)",
     )
     how.add_argument(
+        "--no-robustness",
+        action="store_true",
+        help="do not ask what ships again on disturbed rows (noise, light or loudness, position)",
+    )
+    how.add_argument(
         "--no-gate",
         action="store_true",
         help="ship the best candidate even if gates fail; the certificate says so",
@@ -232,6 +237,7 @@ def _request(args: argparse.Namespace) -> Request:
         effort=args.effort,
         time_budget_s=args.time_budget,
         emulate=args.emulate,
+        robustness=not args.no_robustness,
         gate=not args.no_gate,
         jobs=args.jobs,
         executor=args.executor,

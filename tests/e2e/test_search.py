@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgekit import profile
-from edgekit.build import dryrun, gates, pipeline
+from edgekit.build import dryrun, gates, pipeline, reporting
 from edgekit.build.cache import Cache
 from edgekit.build.request import Request
 from edgekit.cli import main
@@ -66,6 +66,17 @@ def test_the_report_tells_the_whole_story(
     assert sum(figures["latency_histogram"]["counts"]) == figures["latency"]["runs"]
     assert sum(row["samples"] for row in figures["per_class"]) == 300
     assert kept[0]["forecast"]["memory_mib"] > 76
+    (certificate,) = report["certificates"]
+    assert [one["disturbance"] for one in certificate["robustness"]] == ["noise", "brightness", "shift"]
+    for one in certificate["robustness"]:
+        assert one["samples"] == 200
+        assert abs(one["value"] - one["baseline"]) < 0.1  # int8 suffers as fp32 does
+        assert 0.9 < one["baseline_clean"] < 0.95
+    assert "<dt>with noise</dt>" in reporting.render(report)
+    assert main(["inspect", str(tmp_path / "a.edgekit"), "--certificate", "all"]) == 0
+    shown = capfd.readouterr().out
+    assert "With noise its accuracy goes from 0.9" in shown
+    assert "lie outside the calibrated range" in shown
     again = kept[0]["reproduce"].split(" ")[1:]
     again = [word.strip("'") for word in again]
     again[again.index("--output") + 1] = str(tmp_path / "b.edgekit")

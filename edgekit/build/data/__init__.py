@@ -22,6 +22,8 @@ from edgekit.build.data._base import Naming as Naming
 from edgekit.build.data._base import Stored as Stored
 from edgekit.build.data._base import Truth as Truth
 from edgekit.build.data._base import Wanted as Wanted
+from edgekit.build.data.checks import drift as drift
+from edgekit.build.data.checks import drift_warnings as drift_warnings
 from edgekit.build.data.checks import overlap as overlap
 from edgekit.build.data.rows import Rows as Rows
 from edgekit.build.data.scaling import preprocessing as preprocessing

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit.build.reporting import text
 from edgekit.build.reporting.document import Report
-from edgekit.bundle.model import Certificate, Interval
+from edgekit.bundle.model import Certificate, Drift, Interval, Robustness
 
 
 def certificates(report: Report) -> str:
@@ -16,7 +16,7 @@ def certificates(report: Report) -> str:
 
 def _certificate(c: Certificate) -> str:
     significant = "significant" if c.mcnemar_p < 0.05 else "not significant"
-    pairs = (
+    pairs: tuple[tuple[str, str], ...] = (
         (text.esc(c.metric), _interval(c.accuracy)),
         (f"{text.esc(c.metric)} of fp32", _interval(c.baseline_accuracy)),
         ("samples", str(c.samples)),
@@ -34,6 +34,7 @@ def _certificate(c: Certificate) -> str:
         ("calibration data", _digest(c.calibration_sha256)),
         ("evaluation data", _digest(c.dataset_sha256)),
     )
+    pairs += tuple(_disturbed(one) for one in c.robustness) + tuple(_drift(one) for one in c.drift)
     passed = sum(g.passed for g in c.gates)
     pill = f'<span class="badge good">{passed} gates passed</span>' if passed == len(c.gates) else ""
     if c.gate_skipped:
@@ -42,6 +43,20 @@ def _certificate(c: Certificate) -> str:
     return (
         f'<details class="certificate"><summary>{text.esc(c.variant)} {pill}</summary>'
         f"{_pairs(pairs)}{f'<ul class=warnings>{warnings}</ul>' if warnings else ''}</details>"
+    )
+
+
+def _disturbed(one: Robustness) -> tuple[str, str]:
+    change = f"{text.share(one.clean)} to {text.share(one.value)}"
+    fp32 = f"{text.share(one.baseline_clean)} to {text.share(one.baseline)}"
+    return f"with {text.esc(one.disturbance)}", f"{change}; fp32 {fp32} ({one.samples} rows)"
+
+
+def _drift(one: Drift) -> tuple[str, str]:
+    column = f" (column {one.column})" if one.column >= 0 else ""
+    return (
+        f"drift of {text.esc(one.input)}",
+        f"{one.outside:.1%} outside the calibrated range, stability index {one.psi:.2f}{column}",
     )
 
 

@@ -67,12 +67,14 @@ def _apart(mine: NDArray[np.generic], reference: NDArray[np.generic], slack: flo
     if reference.dtype.kind not in "fiub":
         return "" if np.array_equal(mine, reference) else "differs"
     a, b = mine.astype(np.float64), reference.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return "is not finite in the same places"
     finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
+        return "is not finite in the same places"
     if not finite.any():
         return ""
-    worst = float(np.abs(a - b)[finite].max())
+    worst = float(np.abs(a[finite] - b[finite]).max())
     largest = float(np.abs(b[finite]).max())
     if reference.dtype.kind == "f":
         allowed = TOLERANCE * largest + FLOOR
