@@ -23,6 +23,8 @@ _LOCKS = Path(__file__).parent / "locks"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
 _FLAGS = re.compile(r"^# edgekit: (--[a-z-]+(?: [\w.-]+)?)$", re.MULTILINE)
 """Flags for uv that one lock needs, e.g. "# edgekit: --python-version 3.12"."""
+_THEN = re.compile(r"^# edgekit: then$", re.MULTILINE)
+"""Begins a second installation into the same environment, with flags of its own."""
 _INSTALL_TIMEOUT_S = 1800.0
 
 
@@ -106,9 +108,9 @@ def _make(env: str, place: Path, python: Path) -> None:
     command = [uv, "pip", "install", "--quiet", "--python", str(python), "--no-deps", "--require-hashes"]
     for links in _find_links():
         command += ["--find-links", links]
-    for flag in _FLAGS.findall(_lock(env)):
-        command += flag.split()
-    _call([*command, "-r", str(_LOCKS / f"{env}.txt")], env)
+    for pins in _THEN.split(_lock(env)):
+        flags = [word for flag in _FLAGS.findall(pins) for word in flag.split()]
+        _call([*command, *flags, "-r", "-"], env, pins)
     write_bytes(place / ".complete", b"")
 
 
@@ -130,11 +132,12 @@ def _find_links() -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _call(command: list[str], env: str) -> None:
+def _call(command: list[str], env: str, text: str = "") -> None:
+    """`text` is what the command reads from its standard input."""
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=text,
             capture_output=True,
             text=True,
             timeout=_INSTALL_TIMEOUT_S,
