@@ -25,6 +25,8 @@ class Facts:
     """Elements of matrix products' constant weights."""
     attention: bool
     """It looks like a transformer: a Softmax between products of activations."""
+    depthwise: bool
+    """It has convolutions in groups, as mobile networks do."""
 
     @property
     def mostly_products(self) -> bool:
@@ -51,6 +53,7 @@ def _facts(data: bytes) -> Facts:
         convolution_weights=sizes[True],
         product_weights=sizes[False],
         attention=_attention(graph, weights),
+        depthwise=any(a.name == "group" and a.i > 1 for node in nodes for a in node.attribute),
     )
 
 

@@ -7,7 +7,7 @@ The heavy library is imported inside methods only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,15 @@ class Runtime(Protocol):
 
     def load(self, files: Files, options: Options) -> Session:
         """Load a variant's files. Raises EngineMissing or EngineError."""
+        ...
+
+
+@runtime_checkable
+class Implemented(Protocol):
+    """An engine that more than one library provides: their versions do not follow each other."""
+
+    def implementation(self) -> str:
+        """The package that `version` is of. Raises EngineMissing."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One tiny model in every engine's own format. A new engine needs an entry here, nothing else.
+"""One tiny model in every engine's own format: an entry here, or what the engine's own backend makes of ONNX.
 
 Inputs a (batch, 3) and b (batch, 3), FP32; outputs total = a + b (batch, 3) and score = a @ W (batch, 2).
 """
@@ -59,32 +59,27 @@ def reference_files(_: Path) -> dict[str, bytes]:
     )
 
 
-@cache
-def tvm_files(_: Path) -> dict[str, bytes]:
-    """Compiled once per test process: the compiler takes seconds."""
-    return _built_by_backend("tvm", Path())
-
-
 MODELS: dict[str, Callable[[Path], dict[str, bytes]]] = {
     "onnxruntime": onnx_files,
     "openvino": openvino_files,
     "reference": reference_files,
-    "tvm": tvm_files,
 }
 
 
 def files_of(engine: str, folder: Path) -> dict[str, bytes]:
-    """The tiny model for an engine; an engine from elsewhere makes it from ONNX with its own backend."""
-    return MODELS[engine](folder) if engine in MODELS else _built_by_backend(engine, folder)
+    """The tiny model for an engine; without an entry its own backend makes it from ONNX."""
+    return MODELS[engine](folder) if engine in MODELS else _built_by_backend(engine)
 
 
-def _built_by_backend(engine: str, folder: Path) -> dict[str, bytes]:
+@cache
+def _built_by_backend(engine: str) -> dict[str, bytes]:
+    """Once per test process: compilers and converters take seconds."""
     inputs = tuple(TensorSpec(name, "FP32", (-1, 3)) for name in INPUTS)
     outputs = tuple(TensorSpec(n, "FP32", (-1, width)) for n, width in zip(OUTPUTS, (3, 2), strict=True))
     backend = backends.get(engine)
     recipe = next(iter(backend.recipes("fp32", Target(engine, ("fp32",)), CalibrationPolicy())))
-    return backend.build(SourceModel(onnx_files(folder)["model.onnx"], inputs, outputs), recipe, {})
+    return backend.build(SourceModel(onnx_files(Path())["model.onnx"], inputs, outputs), recipe, {})
 
 
-LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm_ffi"}
+LIBRARIES = {"litert": "ai_edge_litert", "onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm_ffi"}
 """The package that an engine imports inside its methods; engines without one are not listed."""
