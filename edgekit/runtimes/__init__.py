@@ -11,7 +11,18 @@ from edgekit.errors import EngineMissing
 from edgekit.runtimes._base import Array, Files, Implemented, Options, Runtime, Session
 from edgekit.runtimes._ports import Port, check_inputs
 
-__all__ = ["Array", "Files", "Implemented", "Options", "Port", "Runtime", "Session", "check_inputs", "get", "names"]
+__all__ = [
+    "Array",
+    "Files",
+    "Implemented",
+    "Options",
+    "Port",
+    "Runtime",
+    "Session",
+    "check_inputs",
+    "get",
+    "names",
+]
 
 
 @cache

@@ -188,9 +188,9 @@ class Engine:
         settings = _settings(package, options)
         about = _description(files)
         if package not in about.implementations:
+            wanted = " or ".join(about.implementations)
             raise EngineError(
-                f"{_NAME}: {package} computes this file wrongly, it needs {' or '.join(about.implementations)}",
-                f"pip install {about.implementations[0]}",
+                f"{_NAME}: {package} computes this file wrongly, it needs {wanted}", f"pip install {wanted}"
             )
         model = bytes(files["model.tflite"])
         interpreter = importlib.import_module(f"{_PACKAGES[package]}.interpreter").Interpreter

@@ -81,5 +81,10 @@ def _built_by_backend(engine: str) -> dict[str, bytes]:
     return backend.build(SourceModel(onnx_files(Path())["model.onnx"], inputs, outputs), recipe, {})
 
 
-LIBRARIES = {"litert": "ai_edge_litert", "onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm_ffi"}
+LIBRARIES = {
+    "litert": "ai_edge_litert",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tvm": "tvm_ffi",
+}
 """The package that an engine imports inside its methods; engines without one are not listed."""

@@ -130,13 +130,13 @@ def test_three_profiles_get_small_int8_variants_as_good_as_fp32(bench: Bench, fi
 def test_every_candidate_is_explained(first: Done) -> None:
     candidates = first.answer["candidates"]
     tried = [one for one in candidates if one["figures"]]
-    assert len(tried) == 6
+    assert len(tried) == 7
     untried = [one["error"] for one in candidates if not one["figures"]]
     assert untried
     assert all(error.startswith("not worth trying: ") for error in untried)
     assert sum(one["kept"] for one in candidates) == 3
     assert all(one["reason"] for one in candidates)
-    assert {one["engine"] for one in candidates} == {"onnxruntime", "openvino"}
+    assert {one["engine"] for one in candidates} == {"litert", "onnxruntime", "openvino"}
 
 
 def test_a_person_can_read_the_certificate(bench: Bench, first: Done) -> None:

@@ -24,11 +24,11 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-warnings.simplefilter("ignore")
 import _conversion as tool
 import numpy as np
 import onnx
 
+warnings.simplefilter("ignore")
 NODE = "edgekit_n{}"
 """Names that nodes get for the journey: onnx2tf derives the names of weights from them."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -123,7 +123,19 @@ def prepared(source, job):
         value.type.tensor_type.ClearField("shape")
     inputs = [f"edgekit_i{place}" for place in range(len(values))]
     tool.renamed(model, inputs, [f"edgekit_o{place}" for place in range(len(graph.output))])
-    return onnxslim.slim(onnx.shape_inference.infer_shapes(model))
+    return ends_apart(onnxslim.slim(onnx.shape_inference.infer_shapes(model)))
+
+
+def ends_apart(model):
+    """onnx2tf loses an output that the graph itself reads on: give it one that nothing reads."""
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    for name in [value.name for value in graph.output if value.name in read]:
+        for node in graph.node:
+            node.input[:] = [f"{name}_inside" if one == name else one for one in node.input]
+            node.output[:] = [f"{name}_inside" if one == name else one for one in node.output]
+        graph.node.append(onnx.helper.make_node("Identity", [f"{name}_inside"], [name], name=f"{name}_end"))
+    return model
 
 
 def converted(model, work):
@@ -189,7 +201,7 @@ def matched(data, order, feeds, answers):
     if not np.isfinite(worst):
         raise tool.Refusal("the converted model has tensors of other shapes than the source", OTHER_ENGINE)
     raise tool.Refusal(
-        f"the converted model answers differently: output {culprit} is off by {worst:.2g} of its largest value",
+        f"the converted model answers differently: output {culprit} is off by {worst:.2g} of its largest",
         OTHER_ENGINE,
     )
 
@@ -259,21 +271,22 @@ def kept(data, names, keep):
     """Regular expressions for the quantizer: the layers of the file that came from the nodes `keep`."""
     if not keep:
         return []
+    from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
+    layers = {getattr(qtyping.BuiltinOperator, name) for name in LAYERS}
     places = {str(names.index(name)) for name in keep if name in names}
     own = re.compile(NODE.format(r"(\d+)_"))
     model = flatbuffer.read_model(bytearray(data))
-    kinds = {value: name for name, value in vars(flatbuffer.schema.BuiltinOperator).items()}
     found = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            if kinds[model.operatorCodes[op.opcodeIndex].builtinCode] not in LAYERS:
+            if model.operatorCodes[op.opcodeIndex].builtinCode not in layers:
                 continue
-            constants = [graph.tensors[i] for i in op.inputs if i >= 0 and holds(model, graph.tensors[i])]
-            sources = {hit[1] for tensor in constants if (hit := own.match(text(tensor.name)))}
-            if sources & places:
-                found += [re.escape(text(graph.tensors[i].name)) for i in op.outputs]
+            tensors = [graph.tensors[i] for i in op.inputs if i >= 0]
+            weights = [flatbuffer.get_tensor_name(t) for t in tensors if holds(model, t)]
+            if any(hit[1] in places for hit in map(own.match, weights) if hit):
+                found += [re.escape(flatbuffer.get_tensor_name(graph.tensors[i])) for i in op.outputs]
     if not found:
         raise tool.Refusal(f"none of the layers to keep is left after conversion: {', '.join(keep)[:120]}")
     return [f"^{name};$" for name in found]
@@ -282,10 +295,6 @@ def kept(data, names, keep):
 def holds(model, tensor):
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
-
-
-def text(name):
-    return name.decode() if isinstance(name, bytes) else name
 
 
 def quantized(data, precision, rows, scopes):
