@@ -95,6 +95,11 @@ def saturates(host: Host) -> bool:
     return host.architecture == "x86_64" and not {"avx512_vnni", "avx_vnni"} & set(host.isa)
 
 
+def arm_part(cpu: str) -> str:
+    """`CPU part` of /proc/cpuinfo for one of Arm's names, e.g. "Cortex-A72"; empty for others."""
+    return next((part for part, name in _ARM_PARTS.items() if name == cpu), "")
+
+
 def keep_private() -> None:
     """No core dump, no debugger, for a process whose memory holds keys or plaintext (Linux).
 

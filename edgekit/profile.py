@@ -41,6 +41,9 @@ class Hardware:
     """Sustained clock of one core, for latency forecasts; 0: unknown."""
     detect: tuple[str, ...] = ()
     """Substrings of the board's model name (/proc/device-tree/model) that identify this device."""
+    emulate: str = ""
+    """QEMU's name of the CPU that stands for this one with `edgekit build --emulate`, e.g. "cortex-a72";
+    empty: none can."""
 
 
 @dataclass(frozen=True)

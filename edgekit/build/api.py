@@ -85,6 +85,7 @@ def build(
     time_budget_s: float = 0.0,
     emulate: bool = False,
     robustness: bool = True,
+    emulate_rows: int = 200,
     gate: bool = True,
     jobs: int | None = None,
     name: str = "",
@@ -123,6 +124,7 @@ def build(
         time_budget_s=time_budget_s,
         emulate=emulate,
         robustness=robustness,
+        emulate_rows=emulate_rows,
         gate=gate,
         jobs=jobs or os.cpu_count() or 1,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import backends
@@ -51,36 +52,49 @@ class Context:
     """"FILE.py:FUNCTION" that turns outputs into what the metric reads."""
     drift: tuple[Drift, ...] = ()
 
-    def score(self, outputs: Outputs, reference: Outputs) -> Score:
-        """Raises DataError when outputs and labels do not fit the metric."""
-        return self.metric.score(Answers(outputs, self.evaluation.truth, reference))
+    def scores(self, measurement: Measurement) -> tuple[Score, Score]:
+        """Of the candidate, and of fp32. Raises DataError when outputs and labels do not fit the metric."""
+        truth = self.truth(measurement)
+        before = measurement.baseline_outputs
+        return (
+            self.metric.score(Answers(measurement.outputs, truth, before)),
+            self.metric.score(Answers(before, truth, before)),
+        )
 
     def per_class(self, measurement: Measurement) -> tuple[ClassScore, ...]:
         """Where the damage is; empty where the metric has no classes."""
-        truth = self.evaluation.truth
+        truth = self.truth(measurement)
         if truth is None:
             return ()
-        now = self.score(measurement.outputs, measurement.baseline_outputs)
-        before = self.score(measurement.baseline_outputs, measurement.baseline_outputs)
+        now, before = self.scores(measurement)
         return metrics.per_class(self.metric, now, before, truth)
+
+    def truth(self, measurement: Measurement) -> NDArray[Any] | None:
+        """What was right, for the rows that the measurement has answers to."""
+        truth = self.evaluation.truth
+        if truth is None or not measurement.rows:
+            return truth
+        each = self.evaluation.rows // len(truth)  # rows of one sample: 2 where pairs are compared
+        chosen: NDArray[Any] = truth[np.array(measurement.rows[::each]) // each]
+        return chosen
 
 
 def figures(candidate: Candidate, measurement: Measurement, context: Context) -> Figures:
     """What the gates look at."""
     measured, metric = measurement.measured, context.metric
-    baseline = measurement.baseline_outputs
+    now, before = context.scores(measurement)
     lacks = profiles.unmet_by(candidate.profile, context.host)
     return Figures(
-        accuracy=context.score(measurement.outputs, baseline).interval,
-        baseline_accuracy=context.score(baseline, baseline).interval,
-        samples=context.evaluation.rows,
+        accuracy=now.interval,
+        baseline_accuracy=before.interval,
+        samples=len(measurement.rows) or context.evaluation.rows,
         latency=measured.latency,
         baseline_latency=measured.baseline_latency,
         peak_rss_mib=measured.peak_rss_mib,
         size_bytes=sum(map(len, measurement.files.values())),
         coverage=measured.coverage,
         is_baseline=measurement.is_baseline,
-        on_target=not lacks and not measurement.stand_in,
+        on_target=not (lacks or measurement.stand_in or measurement.emulated),
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
         is_share=metric.is_share,
@@ -89,6 +103,9 @@ def figures(candidate: Candidate, measurement: Measurement, context: Context) ->
         baseline_cpu_ms=measured.baseline_cpu_ms,
         emulated=measurement.emulated,
         stand_in=measurement.stand_in,
+        emulated_rows=measurement.emulated_rows,
+        is_emulated_only=bool(measurement.rows),
+        host_gap=measurement.host_gap,
     )
 
 
@@ -150,8 +167,7 @@ def _certificate(
     gate_skipped: bool,
 ) -> Certificate:
     measured, recipe = measurement.measured, outcome.candidate.recipe
-    now = context.score(measurement.outputs, measurement.baseline_outputs)
-    before = context.score(measurement.baseline_outputs, measurement.baseline_outputs)
+    now, before = context.scores(measurement)
     return Certificate(
         variant=outcome.candidate.name,
         metric=context.metric.name,
@@ -185,11 +201,24 @@ def _certificate(
         higher_is_better=seen.higher_is_better,
         cpu_ms=seen.cpu_ms,
         emulated=seen.emulated,
+        emulated_samples=seen.emulated_rows,
         stand_in=seen.stand_in,
         per_class=context.per_class(measurement),
         robustness=robustness,
         drift=context.drift if recipe.needs_calibration else (),
     )
+
+
+def _emulated(seen: Figures, context: Context) -> list[str]:
+    """What an emulated certificate stands on."""
+    rows, rest = seen.emulated_rows, context.evaluation.rows - seen.emulated_rows
+    first = f"answers to {rows} rows come from an emulated {seen.emulated}"
+    gap = f"differ from this host's by up to {seen.host_gap:.3g}"
+    if seen.is_emulated_only and rest:
+        first += f" and {gap}, so the other {rest} rows were not judged"
+    elif rest:
+        first += f" and {gap}, so this host's answers to the other {rest} rows were judged with them"
+    return [first, "speed and memory are this host's"]
 
 
 def _warnings(candidate: Candidate, seen: Figures, context: Context) -> tuple[str, ...]:
@@ -200,7 +229,7 @@ def _warnings(candidate: Candidate, seen: Figures, context: Context) -> tuple[st
             "same graph; each device makes its own engine and proves it with the golden samples first"
         )
     elif seen.emulated:
-        found.append(f"answers from an emulated {seen.emulated}; speed and memory are this host's")
+        found += _emulated(seen, context)
     elif not seen.on_target:
         lacks = "; ".join(profiles.unmet_by(candidate.profile, context.host))
         found.append(

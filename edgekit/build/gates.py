@@ -46,6 +46,12 @@ class Figures:
     """The CPU that was emulated for the answers; empty: this host's own."""
     stand_in: str = ""
     """The engine that answered in place of the candidate's own; empty: its own."""
+    emulated_rows: int = 0
+    """How many rows went through the emulated CPU."""
+    is_emulated_only: bool = False
+    """Only those rows are judged, for there this host answers differently."""
+    host_gap: float = 0.0
+    """Largest difference between the emulated CPU's answers and this host's; 0 without emulation."""
 
     @property
     def size_mib(self) -> float:
@@ -145,7 +151,8 @@ def _accuracy(figures: Figures, budget: Budget) -> GateResult:
         good = value <= want
         rule = f"{want:.4f}, fp32's {base:.4f} with {ratio:g} allowed"
         sign = "<=" if good else ">"
-    return GateResult("accuracy", good, f"{figures.metric} {value:.4f} {sign} {rule}")
+    where = f" on an emulated {figures.emulated}" if figures.emulated else ""
+    return GateResult("accuracy", good, f"{figures.metric} {value:.4f}{where} {sign} {rule}")
 
 
 def _error_growth(figures: Figures, budget: Budget) -> GateResult:

@@ -6,7 +6,6 @@ fp32 baseline of the same engine afterwards, then both in turn, so that a busy m
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,17 +19,16 @@ from edgekit import runtimes
 from edgekit.backends import Recipe
 from edgekit.build.stats import percentile
 from edgekit.bundle.model import GoldenSpec, Latency
-from edgekit.errors import DataError, EngineError
+from edgekit.errors import EngineError
 from edgekit.profile import Verify
 from edgekit.runtimes import Session, _golden
+from edgekit.runtimes._answers import MIB, answer, pack_outputs
 
 WARM_UP_RUNS = 20
 MIN_RUNS, MAX_RUNS = 50, 400
 TIMING_BUDGET_S = 2.0
 GLANCE_RUNS = 10
 BINS = 24
-MIB = 1024 * 1024
-MAX_OUTPUT_MIB = 2048
 
 
 @dataclass(frozen=True)
@@ -120,28 +118,6 @@ def measure(
     return measured, {**golden_files, **pack_outputs(outputs)}
 
 
-def answer(session: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Every output for every row, (rows, ...), one row per run as on the device.
-
-    Raises DataError when the answers would not fit into memory.
-    """
-    rows = len(next(iter(inputs.values())))
-    whole: dict[str, NDArray[Any]] = {}
-    for i in range(rows):
-        outputs = session.run({name: array[i : i + 1] for name, array in inputs.items()})
-        if not whole:
-            whole = {name: _room(name, array, rows) for name, array in outputs.items()}
-        for name, array in outputs.items():
-            if array.shape != (1, *whole[name].shape[1:]):
-                raise DataError(
-                    f"output {name!r} changes its shape from row to row: {list(whole[name].shape[1:])}, then "
-                    f"{list(array.shape)}",
-                    "export the model with outputs of a fixed size",
-                )
-            whole[name][i] = array[0]
-    return whole
-
-
 def answers(
     recipe: Recipe, plan: Plan, files: Mapping[str, bytes], arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[tuple[str, ...], dict[str, bytes]]:
@@ -158,31 +134,6 @@ def answers(
         names = tuple(outputs)
         packed |= {who + name: data for name, data in pack_outputs(outputs).items()}
     return names, packed
-
-
-def pack_outputs(outputs: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
-    """Arrays as "answers/<i>.npy"; the names travel in `Measured.outputs`."""
-    files = {}
-    for i, array in enumerate(outputs.values()):
-        with io.BytesIO() as buffer:
-            np.save(buffer, array, allow_pickle=False)
-            files[f"answers/{i}.npy"] = buffer.getvalue()
-    return files
-
-
-def unpack_outputs(names: tuple[str, ...], files: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
-    """The inverse of `pack_outputs`."""
-    arrays = (np.load(io.BytesIO(files[f"answers/{i}.npy"]), allow_pickle=False) for i, _ in enumerate(names))
-    return dict(zip(names, arrays, strict=True))
-
-
-def _room(name: str, first: NDArray[Any], rows: int) -> NDArray[Any]:
-    if first.nbytes * rows > MAX_OUTPUT_MIB * MIB:
-        raise DataError(
-            f"the answers to {rows} rows are {first.nbytes * rows // MIB} MiB in output {name!r}",
-            "evaluate on fewer rows: FILE.npz[0:200]",
-        )
-    return np.empty((rows, *first.shape[1:]), first.dtype)
 
 
 def _glance(session: Session, inputs: Mapping[str, NDArray[Any]], give_up_ms: float) -> None:

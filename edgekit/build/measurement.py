@@ -26,3 +26,9 @@ class Measurement:
     """The engine that answered in place of the candidate's own; empty: its own."""
     emulated: str = ""
     """The CPU that was emulated for `outputs` and `baseline_outputs`; empty: this host's own."""
+    emulated_rows: int = 0
+    """How many evaluation rows went through it; the others are this host's, where both agree."""
+    rows: tuple[int, ...] = ()
+    """Which evaluation rows `outputs` answer; empty: all of them."""
+    host_gap: float = 0.0
+    """Largest difference between the emulated CPU's answers and this host's, on the same rows."""

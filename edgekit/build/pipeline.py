@@ -31,6 +31,7 @@ from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
 from edgekit.build.choose import Outcome
 from edgekit.build.data import images
+from edgekit.build.emulate import Emulation
 from edgekit.build.forecast import Graph
 from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
@@ -69,8 +70,11 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
     goal = objective(request)
     families, notes = plan_only(request)
     context, calibration = prepare(request, cache, progress)
+    emulation = Emulation(context, cache, progress, request.emulate_rows) if request.emulate else None
+    if emulation:
+        emulation.prepare(families)
     with executors.builder(request.executor) as builder:
-        workshop = Workshop(context, calibration, cache, progress, builder)
+        workshop = Workshop(context, calibration, cache, progress, builder, emulation)
         seeker = Search(
             request,
             workshop,
@@ -109,7 +113,12 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
             )
             for pick in kept
         ),
-        notes=(*notes, *seeker.notes, *(one.note for one in checked.values() if one.note)),
+        notes=(
+            *notes,
+            *seeker.notes,
+            *(emulation.notes if emulation else ()),
+            *(one.note for one in checked.values() if one.note),
+        ),
         warnings=context.warnings,
         seconds=time.monotonic() - begin,
         cache_hits=workshop.hits,

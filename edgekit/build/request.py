@@ -62,6 +62,8 @@ class Request:
     """Answers for profiles that this host is not come from an emulated CPU of theirs."""
     robustness: bool = True
     """What ships is asked again on disturbed rows; a warning, never a gate."""
+    emulate_rows: int = 200
+    """At most so many evaluation rows, spread over all, go through an emulated CPU: it is slow."""
     gate: bool = True
     jobs: int = 2
     executor: str = ""

@@ -19,11 +19,13 @@ from edgekit.build import plan, userfunc, worker
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
 from edgekit.build.data import Data
-from edgekit.build.measure import Measured, Plan, unpack_outputs
+from edgekit.build.emulate import Emulation
+from edgekit.build.measure import Measured, Plan
 from edgekit.build.measurement import Measurement
 from edgekit.build.progress import Progress
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.runtimes import _golden
+from edgekit.runtimes._answers import unpack_outputs
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -56,6 +58,8 @@ class Workshop:
     progress: Progress
     builder: Callable[[worker.Job], tuple[dict[str, Any], dict[str, bytes]]] = worker.run
     """Runs build jobs: here, or on a cluster. Measuring stays here: timings of many machines say nothing."""
+    emulation: Emulation | None = None
+    """Where answers come from for profiles that this host is not; None: from this host all the same."""
     hits: int = 0
     _known: dict[str, _Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -95,11 +99,17 @@ class Workshop:
         for made in (own, base):
             if made.error:
                 raise made.error
+        here = self._here(candidate, own, base, give_up_ms)
+        if self.emulation is None:
+            return here
+        return self.emulation.retake(candidate, (own.key, own.files), (base.key, base.files), here)
+
+    def _here(self, candidate: plan.Candidate, own: Made, base: Made, give_up_ms: float) -> Measurement:
         is_baseline = own.key == base.key
         reference = None
         if not is_baseline:
             fp32 = plan.Candidate(candidate.profile, candidate.target, plan.baseline(candidate), 0)
-            reference = self.measure(fp32, base, base).outputs
+            reference = self._here(fp32, base, base, 0.0).outputs
         seen = self._measured(candidate, own, base, reference, give_up_ms)
         return Measurement(
             measured=seen.measured,

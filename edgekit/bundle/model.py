@@ -195,6 +195,8 @@ class Certificate:
     """CPU time of one inference over all threads, median; 0: not measured."""
     emulated: str = field(default="", metadata=LATER)
     """CPU model under whose emulation the answers were made; empty: on `host_cpu` itself."""
+    emulated_samples: int = field(default=0, metadata=LATER)
+    """Rows that the emulated CPU answered; the rest of `samples` are `host_cpu`'s, which agreed on these."""
     stand_in: str = field(default="", metadata=LATER)
     """Engine that answered in place of `engine`, which could not run here; empty: `engine` itself."""
     per_class: tuple[ClassScore, ...] = field(default=(), metadata=LATER)

@@ -49,9 +49,9 @@ def select(
 
 def in_range(version: str, wanted: EngineRange) -> bool:
     """minimum <= version < below, comparing the leading numbers ("2025.2.0-19-abc" is 2025.2.0)."""
-    have = _numbers(version)
-    return (not wanted.minimum or have >= _numbers(wanted.minimum)) and (
-        not wanted.below or have < _numbers(wanted.below)
+    have = numbers(version)
+    return (not wanted.minimum or have >= numbers(wanted.minimum)) and (
+        not wanted.below or have < numbers(wanted.below)
     )
 
 
@@ -65,7 +65,7 @@ def _engine_reason(wanted: EngineRange, engines: Mapping[str, str]) -> str:
     return f"needs {wanted.name} {' and '.join(bounds)}, installed is {version}"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """Leading numbers without trailing zeros, so that 1.20 equals 1.20.0."""
     leading = re.match(r"\d{1,9}(?:\.\d{1,9})*", version)
     numbers = [int(part) for part in leading[0].split(".")] if leading else []

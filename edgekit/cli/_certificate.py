@@ -36,6 +36,9 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
     if c.coverage:
         yield f"  Its nodes ran on {', '.join(f'{unit}: {n}' for unit, n in sorted(c.coverage.items()))}."
     yield f"  Measured on {c.host_cpu or 'an unnamed CPU'} ({c.host_architecture})."
+    if c.emulated:
+        whole = "the answers" if c.emulated_samples == c.samples else f"{c.emulated_samples} of the answers"
+        yield f"  An emulated {c.emulated} gave {whole}, and the golden samples; it says nothing about speed."
     yield (
         f"  Source model {c.source_sha256[:16]}, calibration data {c.calibration_sha256[:16] or 'none'}, "
         f"evaluation data {c.dataset_sha256[:16]}."
@@ -79,7 +82,8 @@ def _drift(one: Drift) -> str:
 def warnings(certificate: Certificate) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = list(certificate.warnings)
-    if not certificate.measured_on_target and not any("not measured on the target" in one for one in found):
+    told = certificate.emulated or any("not measured on the target" in one for one in found)
+    if not certificate.measured_on_target and not told:
         found.insert(0, "not measured on the target: latency and memory are the host's, a device decides")
     if certificate.gate_skipped:
         found.insert(0, "a failing gate was overridden (--no-gate): this variant should not be rolled out")

@@ -134,6 +134,13 @@ def register(subparsers: Any) -> None:
         help="take answers for foreign profiles from an emulated CPU of theirs",
     )
     how.add_argument(
+        "--emulate-rows",
+        type=int,
+        default=200,
+        metavar="N",
+        help="rows that go through the emulated CPU, spread over all (default: 200)",
+    )
+    how.add_argument(
         "--executor",
         default="",
         metavar="WHERE",
@@ -213,6 +220,8 @@ def _request(args: argparse.Namespace) -> Request:
         raise InputError(f"a profile is named twice: {', '.join(names)}", "name each once")
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least 1")
+    if args.emulate_rows < 1:
+        raise InputError(f"--emulate-rows {args.emulate_rows}: at least 1")
     if not 0 <= args.time_budget < float("inf"):
         raise InputError(f"--time-budget {args.time_budget:g}: not a number of seconds")
     return Request(
@@ -238,6 +247,7 @@ def _request(args: argparse.Namespace) -> Request:
         time_budget_s=args.time_budget,
         emulate=args.emulate,
         robustness=not args.no_robustness,
+        emulate_rows=args.emulate_rows,
         gate=not args.no_gate,
         jobs=args.jobs,
         executor=args.executor,

@@ -5,7 +5,7 @@ afterwards. `scripts/SCRIPT.py` is a standalone program that runs inside: `SCRIP
 FOLDER/job.json and FOLDER/in/, writes FOLDER/out/ and FOLDER/result.json. A crash there is one line here.
 """
 
-from edgekit.toolenv._install import OWN, Steps, ensure, names, versions
+from edgekit.toolenv._install import OWN, Steps, ensure, find_uv, names, versions
 from edgekit.toolenv._run import run
 
-__all__ = ["OWN", "Steps", "ensure", "names", "run", "versions"]
+__all__ = ["OWN", "Steps", "ensure", "find_uv", "names", "run", "versions"]

@@ -103,7 +103,7 @@ def _only_one(place: Path) -> Iterator[None]:
 
 def _make(env: str, place: Path, python: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
-    uv = _uv()
+    uv = find_uv()
     _call([uv, "venv", "--quiet", "--no-project", "--python", sys.executable, str(place)], env)
     command = [uv, "pip", "install", "--quiet", "--python", str(python), "--no-deps", "--require-hashes"]
     for links in _find_links():
@@ -114,7 +114,8 @@ def _make(env: str, place: Path, python: Path) -> None:
     write_bytes(place / ".complete", b"")
 
 
-def _uv() -> str:
+def find_uv() -> str:
+    """uv's program. Raises EngineMissing."""
     try:
         from uv import find_uv_bin
     except ImportError:

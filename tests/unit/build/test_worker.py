@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from edgekit.backends import Recipe, SourceModel
-from edgekit.build import measure, worker
+from edgekit.build import worker
 from edgekit.build.measure import Plan
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError, SystemFault
 from edgekit.profile import Verify
+from edgekit.runtimes._answers import unpack_outputs
 from tests.unit.runtimes import kws
 
 ROOT = Path(__file__).parents[3]
@@ -100,7 +101,7 @@ def test_a_real_model_is_measured_as_the_runtime_answers() -> None:
     session = kws.session("onnxruntime", intra_threads=1)
     expected = [int(session.run({kws.INPUT: row[None]})[kws.OUTPUT].argmax()) for row in rows]
     measured = result["measured"]
-    outputs = measure.unpack_outputs(tuple(measured["outputs"]), golden)
+    outputs = unpack_outputs(tuple(measured["outputs"]), golden)
     assert outputs[kws.OUTPUT].argmax(axis=1).tolist() == expected
     assert measured["golden"]["samples"] == 5
     assert len(golden[f"inputs/{kws.INPUT}"]) == 5 * 49 * 10 * 4
