@@ -68,9 +68,14 @@ class Engine:
         except EngineMissing:
             raise
         except Exception as exc:  # both libraries raise RuntimeError and many others
-            words = str(exc).strip().splitlines()
-            last = words[-1] if words else type(exc).__name__
-            raise EngineError(f"{recipe.name}: cannot build: {last}") from None
+            raise EngineError(f"{recipe.name}: cannot build: {_words(exc)}") from None
+
+
+def _words(exc: Exception) -> str:
+    """The libraries' message without places in their own sources and advice to their developers."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    noise = ("Exception from", "Check '", "To facilitate", "FrontEnd API failed", "Summary:")
+    return " ".join(line for line in lines if line and not line.startswith(noise)) or type(exc).__name__
 
 
 def _options(precision: str, target: Target) -> Iterator[dict[str, Value]]:

@@ -26,6 +26,7 @@ from edgekit.build import (
     robustness,
     search,
     sources,
+    support,
 )
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
@@ -91,7 +92,8 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
             for profile, pick in zip(request.profiles, chosen, strict=True)
         ]
     if None in chosen:
-        raise GateError(*search.refusal(failed, outcomes))
+        message, hint = search.refusal(failed, outcomes)
+        raise GateError(message, _other_engines(request, context, outcomes, failed[0]) or hint)
     kept = [pick for pick in chosen if pick is not None]
     checked = {}
     if request.robustness:
@@ -123,6 +125,19 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
         seconds=time.monotonic() - begin,
         cache_hits=workshop.hits,
     )
+
+
+def _other_engines(request: Request, context: Context, outcomes: Sequence[Outcome], name: str) -> str:
+    """Who takes a model that has an operator which the profile's engines lack; empty when that is not why."""
+    mine = [one for one in outcomes if one.candidate.profile.name == name]
+    if not any(support.missing(one.error, context.model) for one in mine):
+        return ""
+    (profile,) = (one for one in request.profiles if one.name == name)
+    tried = {one.candidate.recipe.engine for one in mine if one.error}
+    found = support.takers(context.model, context.evaluation.inputs, profile, tried)
+    if not found:
+        return "no engine here takes the model; replace this layer and export again"
+    return f"nothing was written; {' and '.join(found)} {'takes' if len(found) == 1 else 'take'} the model"
 
 
 def plan_only(request: Request) -> tuple[list[Family], list[str]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from edgekit import codec
 from edgekit.backends import Recipe
-from edgekit.build import choose, forecast, gates, plan
+from edgekit.build import choose, forecast, gates, plan, support
 from edgekit.build.choose import Outcome
 from edgekit.build.forecast import Graph
 from edgekit.build.gates import Figures
@@ -154,7 +154,8 @@ class Search:
         except DataError:
             raise  # the data do not fit the metric: true of every candidate
         except EngineError as exc:
-            return Outcome(candidate, error=exc.message)
+            model = self.workshop.context.model
+            return Outcome(candidate, error=support.named(exc.message, candidate.recipe.engine, model))
         return Outcome(candidate, measurement, figures, verdicts)
 
     def _give_up_ms(self, candidate: Candidate, own: Made) -> float:

@@ -388,6 +388,24 @@ def test_bad_input_is_one_line(command: Callable[..., Done], tmp_path: Path, cas
     assert words in done.err
 
 
+def test_a_refused_build_leaves_the_last_bundle_and_the_cache_as_they_are(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cache = tmp_path / "kws.edgekit", tmp_path / "cache"
+    monkeypatch.setenv("EDGEKIT_KEYS", str(bench.ring.folder))
+    profile = ["--profile", "generic-cpu", "--precision", "fp32", "-o", str(out), "--cache", str(cache)]
+    assert cli.main(["build", str(MODEL), *profile, *map(str, GOOD), "--quiet"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for case in ("model holds NaN", "no labels", "no rows", "data is rubbish", "bad --image", "wrong labels"):
+        folder = tmp_path / case
+        folder.mkdir()
+        given = WRONG[case][0](folder)
+        assert cli.main(["build", *profile, *map(str, given)]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+        shutil.rmtree(folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_dry_run_writes_nothing(command: Callable[..., Done], tmp_path: Path) -> None:
     done = command(MODEL, "--profile", "intel-nuc", "-o", tmp_path / "x.edgekit", *GOOD, "--dry-run")
     assert done.code == 0

@@ -262,6 +262,27 @@ def test_whatever_a_disk_does_to_a_model(tmp_path: Path, place: int, flip: int, 
         assert str(path) in refusal.message
 
 
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(RECOGNISED)), st.integers(0, 10**6), st.integers(0, 255))
+def test_whatever_a_disk_does_to_a_file_of_another_format(
+    tmp_path: Path, case: str, place: int, flip: int
+) -> None:
+    """What happens in this process, before a converter is asked: a format, a risk, or one line."""
+    content = bytearray(RECOGNISED[case][0])
+    place %= len(content)
+    content[place] ^= flip
+    path = tmp_path / "model.bin"
+    path.write_bytes(content if flip else content[:place])
+    look = _detect.look_at(path)
+    try:
+        form = _detect.recognise(look)
+        if form is not None:
+            assert isinstance(form.risk(look), str)
+    except ModelError as refusal:
+        assert str(path) in refusal.message
+        assert "\n" not in refusal.message
+
+
 def test_open_dimensions_take_a_hint(tmp_path: Path) -> None:
     path = models.saved(tmp_path, models.linear(("batch", "time")))
     with pytest.raises(ModelError) as refusal:
