@@ -1,17 +1,19 @@
-"""What `edgekit init` proposes: which arrays of a data file are what, and which rows are for what."""
+"""What `edgekit init` proposes: which arrays or columns of the data are what, and which rows are for what."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.build import data
+from edgekit.build.data import npz, table
 from edgekit.bundle.model import TensorSpec
-from edgekit.errors import DataError
 from edgekit.runtimes._base import DTYPE_NAMES
 
 CALIBRATION_ROWS = 200
@@ -21,7 +23,7 @@ MODEL_SUFFIXES = (".onnx", ".pt2", ".tflite", ".keras", ".h5", ".pt", ".pth", ".
 
 @dataclass(frozen=True)
 class Guess:
-    """Arrays of one `.npz` matched with a model's inputs; empty where nothing fits."""
+    """What data hold, matched with a model's inputs; empty where nothing fits."""
 
     rows: int
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -29,6 +31,8 @@ class Guess:
     labels: str = ""
     stored: Mapping[str, str] = field(default_factory=dict)
     """Model input -> data type as stored, where it is not the model's: preprocessing is needed."""
+    pictures: bool = False
+    """Rows are pictures: they have a size, an order of channels and a scale to choose."""
 
 
 def models(folder: Path) -> list[Path]:
@@ -37,21 +41,28 @@ def models(folder: Path) -> list[Path]:
     return found + [p.parent for p in sorted(folder.glob("*/saved_model.pb"))]
 
 
-def arrays(text: str) -> dict[str, NDArray[Any]]:
-    """The arrays of `FILE.npz` or `FILE.npz[START:STOP]`; empty for data of another form (a folder, a CSV).
+def look(text: str, specs: Sequence[TensorSpec] = ()) -> Guess:
+    """What lies at `PATH` or `PATH[START:STOP]`, of any kind.
 
-    Raises DataError for a file that is absent or damaged.
-    """
-    path = Path(text.split("[", 1)[0])
-    if not path.exists():
-        raise DataError(f"{path}: no such file", "check the path")
-    if path.suffix.lower() != ".npz":
-        return {}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as exc:  # zipfile, zlib and NumPy's own parser raise a dozen types
-        raise DataError(f"{path}: not a NumPy .npz: {exc}", "save it with numpy.savez") from None
+    Raises DataError when it is absent or damaged."""
+    place = data.parse(text)
+    kind = data.kind_of(place)
+    if kind == "npz":
+        return guess(npz.arrays(place.path), specs)
+    if kind != "csv":
+        return Guess(len(data.members(place)), pictures=True)
+    rows = table.load(place.path)
+    if path := table.path_column(rows):
+        return Guess(rows.rows, labels=_column(rows, 0, but=path), pictures=True)
+    width = prod(specs[0].shape[1:]) if len(specs) == 1 else len(specs)
+    return Guess(rows.rows, labels=_column(rows, width))
+
+
+def _column(rows: table.Table, width: int, but: str = "") -> str:
+    """A table's labels: by a usual name, else the last column where it is one too many."""
+    columns = [name for name in rows.columns if name != but]
+    usual = [name for name in columns if name.lower() in USUAL_LABELS]
+    return usual[0] if usual else columns[-1] if len(columns) == width + 1 else ""
 
 
 def guess(stored: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec]) -> Guess:

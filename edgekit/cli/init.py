@@ -36,11 +36,12 @@ def register(subparsers: Any) -> None:
         help="device profile; repeat for more (default: this machine's)",
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="one .npz for both: its rows are split for calibration and evaluation"
+        "--data", metavar="DATA", help="one for both: its rows are split for calibration and evaluation"
     )
     parser.add_argument("--calibration", metavar="DATA", help="rows that int8 ranges are learnt from")
     parser.add_argument("--evaluate", metavar="DATA", help="rows with labels that accuracy is measured on")
-    parser.add_argument("--labels", metavar="ARRAY", help="array with the labels")
+    parser.add_argument("--labels", metavar="ARRAY", help="array or column with the labels")
+    parser.add_argument("--image", metavar="WORDS", help="how pictures become pixels (docs/data.md)")
     parser.add_argument(
         "--affine",
         action="append",
@@ -138,18 +139,45 @@ def _data(args: argparse.Namespace, ask: Ask, model: SourceModel | None) -> dict
 
     both = args.data or ""
     if not (both or args.calibration or args.evaluate):
-        both = ask.line("Data with labels", flag="--data", check=suggest.arrays)
+        both = ask.line("Data with labels", flag="--data", check=suggest.look)
     file = both or args.calibration or args.evaluate
-    seen = suggest.guess(suggest.arrays(file), model.inputs) if model else None
+    seen = suggest.look(file, model.inputs) if model else None
     first, second = suggest.split(both, seen.rows) if both and seen else (both, both)
     flags: dict[str, Value] = {
         "calibration": args.calibration or ask.line("Rows to calibrate on", first, flag="--calibration"),
         "evaluate": args.evaluate or ask.line("Rows to evaluate on", second, flag="--evaluate"),
     }
+    if seen and seen.pictures:
+        flags |= _pictures(args, ask, model)
     guessed = seen.labels if seen else ""
-    labels = args.labels or ask.line("Array with the labels", guessed, flag="--labels", optional=True)
-    flags |= {"labels": labels} if labels not in ("", "labels") else {}
+    if not (seen and seen.pictures and not guessed):  # class folders name the labels themselves
+        labels = args.labels or ask.line(
+            "Array or column with the labels", guessed, flag="--labels", optional=True
+        )
+        flags |= {"labels": labels} if labels not in ("", "labels") else {}
     return flags | (_preprocessing(args, ask, seen) if seen else {})
+
+
+def _pictures(args: argparse.Namespace, ask: Ask, model: SourceModel | None) -> dict[str, Value]:
+    """How pictures become pixels; checked against the model's input."""
+    from edgekit.build.data import images
+
+    grey = model is not None and 1 in model.inputs[0].shape[1:]
+
+    def check(text: str) -> None:
+        spec = images.parse(text)
+        if model:
+            images.frame("--image", model.inputs, spec)
+
+    ask.tell("  Pictures. Words: rgb bgr gray, stretch crop letterbox, raw, imagenet, mean=.. std=..")
+    words = args.image or ask.line(
+        "How they become pixels from 0 to 1",
+        "gray stretch" if grey else "rgb stretch",
+        flag="--image",
+        check=check,
+    )
+    check(words)
+    return {"image": words}
 
 
 def _preprocessing(args: argparse.Namespace, ask: Ask, seen: Guess) -> dict[str, Value]:

@@ -17,11 +17,12 @@ import numpy as np
 
 from edgekit.build.data import archive, checks, folder, npz, table
 from edgekit.build.data import rows as python_rows
-from edgekit.build.data._base import Array, Place, parse
+from edgekit.build.data._base import Array, Place
 from edgekit.build.data._base import Naming as Naming
 from edgekit.build.data._base import Stored as Stored
 from edgekit.build.data._base import Truth as Truth
 from edgekit.build.data._base import Wanted as Wanted
+from edgekit.build.data._base import parse as parse
 from edgekit.build.data.checks import drift as drift
 from edgekit.build.data.checks import drift_warnings as drift_warnings
 from edgekit.build.data.checks import overlap as overlap
@@ -64,8 +65,9 @@ def read(source: Source, wanted: Wanted, progress: Progress | None = None) -> St
         return npz.read(place, wanted)
     if kind == "csv":
         return table.read(place, wanted, progress)
-    readers = {"folder": folder.read, "tar": archive.read_tar, "zip": archive.read_zip}
-    return readers[kind](place, wanted, progress)
+    if kind == "folder":
+        return folder.read(place, wanted, progress)
+    return archive.read(place, wanted, progress, is_zip=kind == "zip")
 
 
 def kind_of(place: Place) -> str:
@@ -90,6 +92,14 @@ def kind_of(place: Place) -> str:
     if head and b"\0" not in head and path.suffix.lower() != ".npz":
         return "csv"
     raise DataError(f"{path}: not a NumPy .npz and no other data", f"give {KINDS}")
+
+
+def members(place: Place) -> list[tuple[str, str]]:
+    """(class, name) of every picture in a folder, tar or ZIP; class "" where there is none.
+
+    Raises DataError."""
+    kind = kind_of(place)
+    return list(folder.files(place)) if kind == "folder" else archive.members(place, is_zip=kind == "zip")
 
 
 def _holds_arrays(path: Path) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from edgekit.build.data import images
@@ -14,48 +17,70 @@ from edgekit.build.progress import Progress
 from edgekit.errors import DataError
 
 
-def read_tar(place: Place, wanted: Wanted, progress: Progress | None = None) -> Stored:
+@dataclass(frozen=True)
+class Archive:
+    """An open archive's pictures."""
+
+    positions: Mapping[Member, int]
+    """Where each lies: reading in this order goes through a compressed archive once."""
+    read: Callable[[Member], bytes]
+
+
+def read(place: Place, wanted: Wanted, progress: Progress | None = None, *, is_zip: bool) -> Stored:
     """Raises DataError naming archive and member."""
+    with _open(place, is_zip=is_zip) as archive:
+        members = list(archive.positions)
+        return of_classes(place, members, archive.read, wanted, progress, archive.positions)
+
+
+def members(place: Place, *, is_zip: bool) -> list[Member]:
+    """Every picture. Raises DataError for a damaged archive."""
+    with _open(place, is_zip=is_zip) as archive:
+        return list(archive.positions)
+
+
+@contextmanager
+def _open(place: Place, *, is_zip: bool) -> Iterator[Archive]:
     try:
-        with tarfile.open(place.path) as archive:
-            found: dict[Member, tarfile.TarInfo] = {}
-            for info in archive:
-                if info.isreg() and (member := _member(place, info.name)):
-                    found[member] = info
-
-            def read_one(member: Member) -> bytes:
-                _check_size(member[1], found[member].size)
-                file = archive.extractfile(found[member])
-                return file.read() if file else b""
-
-            positions = {member: info.offset_data for member, info in found.items()}
-            return of_classes(place, list(found), read_one, wanted, progress, positions)
+        if is_zip:
+            with zipfile.ZipFile(place.path) as file:
+                yield _of_zip(place, file)
+        else:
+            with tarfile.open(place.path) as file:
+                yield _of_tar(place, file)
     except DataError:
         raise
-    except Exception as exc:  # tarfile and the decompressors raise a dozen types
-        raise _damaged(place, exc) from None
+    except Exception as exc:  # tarfile, zipfile and the decompressors raise a dozen types
+        said = str(exc) or type(exc).__name__
+        raise DataError(f"{place.path}: a damaged archive: {said}", "make it again") from None
 
 
-def read_zip(place: Place, wanted: Wanted, progress: Progress | None = None) -> Stored:
-    """Raises DataError naming archive and member."""
-    try:
-        with zipfile.ZipFile(place.path) as archive:
-            found: dict[Member, zipfile.ZipInfo] = {}
-            for info in archive.infolist():
-                if not info.is_dir() and (member := _member(place, info.filename)):
-                    found[member] = info
+def _of_tar(place: Place, file: tarfile.TarFile) -> Archive:
+    found: dict[Member, tarfile.TarInfo] = {}
+    for info in file:
+        if info.isreg() and (member := _member(place, info.name)):
+            found[member] = info
 
-            def read_one(member: Member) -> bytes:
-                _check_size(member[1], found[member].file_size)
-                with archive.open(found[member]) as file:
-                    return file.read(images.MAX_FILE_BYTES)
+    def read_one(member: Member) -> bytes:
+        _check_size(member[1], found[member].size)
+        content = file.extractfile(found[member])
+        return content.read() if content else b""
 
-            positions = {member: info.header_offset for member, info in found.items()}
-            return of_classes(place, list(found), read_one, wanted, progress, positions)
-    except DataError:
-        raise
-    except Exception as exc:  # zipfile and zlib raise a dozen types
-        raise _damaged(place, exc) from None
+    return Archive({member: info.offset_data for member, info in found.items()}, read_one)
+
+
+def _of_zip(place: Place, file: zipfile.ZipFile) -> Archive:
+    found: dict[Member, zipfile.ZipInfo] = {}
+    for info in file.infolist():
+        if not info.is_dir() and (member := _member(place, info.filename)):
+            found[member] = info
+
+    def read_one(member: Member) -> bytes:
+        _check_size(member[1], found[member].file_size)
+        with file.open(found[member]) as content:
+            return content.read(images.MAX_FILE_BYTES)
+
+    return Archive({member: info.header_offset for member, info in found.items()}, read_one)
 
 
 def _member(place: Place, name: str) -> Member | None:
@@ -68,7 +93,3 @@ def _member(place: Place, name: str) -> Member | None:
 def _check_size(name: str, size: int) -> None:
     if size > images.MAX_FILE_BYTES:
         raise DataError(f"{name}: {size >> 20} MiB, too large for a picture")
-
-
-def _damaged(place: Place, exc: Exception) -> DataError:
-    return DataError(f"{place.path}: a damaged archive: {exc or type(exc).__name__}", "make it again")

@@ -18,17 +18,23 @@ LAYOUT = "DIR/CLASS/picture.jpg"
 
 def read(place: Place, wanted: Wanted, progress: Progress | None = None) -> Stored:
     """Raises DataError naming the folder or file."""
-    files: dict[Member, Path] = {}
+    found = files(place)
+    return of_classes(place, list(found), lambda member: content(found[member]), wanted, progress)
+
+
+def files(place: Place) -> dict[Member, Path]:
+    """Every picture in class folders and beside them. Raises DataError for a folder that cannot be read."""
+    found: dict[Member, Path] = {}
     try:
         for entry in sorted(place.path.iterdir()):
             if is_picture(entry.name):
-                files["", str(entry)] = entry
+                found["", str(entry)] = entry
             elif entry.is_dir() and not entry.name.startswith("."):
                 inside = (file for file in entry.iterdir() if is_picture(file.name))
-                files |= {(entry.name, str(file)): file for file in inside}
+                found |= {(entry.name, str(file)): file for file in inside}
     except OSError as exc:
         raise DataError(f"cannot read {exc.filename or place.path}: {exc.strerror}", "check it") from None
-    return of_classes(place, list(files), lambda member: content(files[member]), wanted, progress)
+    return found
 
 
 def is_picture(name: str) -> bool:

@@ -1,5 +1,6 @@
 """edgekit.toml and what `edgekit init` proposes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,5 +125,20 @@ def test_what_is_no_data_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     for name in ("bad.npz", "absent.npz"):
         with pytest.raises(DataError, match=name):
-            suggest.arrays(str(tmp_path / name))
-    assert suggest.arrays(str(tmp_path)) == {}
+            suggest.look(str(tmp_path / name))
+
+
+def test_tables_and_pictures_are_looked_at(tmp_path: Path) -> None:
+    flat = (TensorSpec("x", "FP32", (-1, 3)),)
+    (tmp_path / "a.csv").write_text("p,q,r,kind\n1,2,3,0\n4,5,6,1\n")
+    assert suggest.look(str(tmp_path / "a.csv"), flat) == suggest.Guess(2, labels="kind")
+    (tmp_path / "b.csv").write_text("Target,q,r,s\n1,2,3,0\n")
+    assert suggest.look(str(tmp_path / "b.csv[0:1]"), flat) == suggest.Guess(1, labels="Target")
+    (tmp_path / "c.csv").write_text("path,label\na.png,cat\n")
+    assert suggest.look(str(tmp_path / "c.csv")) == suggest.Guess(1, labels="label", pictures=True)
+    for name in ("cat/1.png", "cat/2.JPG", "dog/1.png", "dog/notes.txt"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"not looked into")
+    assert suggest.look(str(tmp_path / "set")) == suggest.Guess(3, pictures=True)
+    packed = shutil.make_archive(str(tmp_path / "set"), "gztar", tmp_path / "set")
+    assert suggest.look(packed) == suggest.Guess(3, pictures=True)

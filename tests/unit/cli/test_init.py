@@ -13,6 +13,7 @@ import pytest
 from edgekit import cli
 from edgekit.build import settings
 from tests.conformance.models import onnx_files
+from tests.unit.runtimes import kws
 
 
 @pytest.fixture
@@ -60,6 +61,22 @@ def test_the_file_is_a_build(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "jetson.onnxruntime.int8" in capsys.readouterr().out
 
 
+def test_class_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that reads pictures: the folder is split, and how pixels are made is written down."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kws.onnx").write_bytes(kws.model())
+    for i in range(8):
+        (tmp_path / "words" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "words" / f"class{i % 2}" / f"{i}.png").write_bytes(b"not looked into")
+    words = ["init", "--data", "words", "--profile", "jetson", "--yes"]
+    assert cli.main(words) == 0
+    found = settings.load(tmp_path / "edgekit.toml")
+    assert (found["calibration"], found["evaluate"]) == ("words[0:2]", "words[2:8]")
+    assert found["image"] == "gray stretch"
+    assert "labels" not in found
+    assert cli.main([*words, "--force", "--image", "bgr"]) == 2  # the model has one channel
+
+
 def test_an_existing_file_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "edgekit.toml").write_text("mine")
     assert cli.main(["init", "--data", "data.npz"]) == 2
@@ -104,7 +121,7 @@ def test_a_person_is_asked_again_after_a_wrong_answer(folder: Path) -> None:
     for words in (
         "Trained model [tiny.onnx]",
         "unknown profile 'jetsn'",
-        "no such file",
+        "No such file",
         "is none of latency",
     ):
         assert words in done.stderr
