@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from edgekit import codec, toolenv
-from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel
+from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, Value
 from edgekit.backends._graph import facts, kept
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError
@@ -49,11 +49,19 @@ class Engine:
         old = target.options.get("implementation") == _OLD
         if precision in (_OLD_KNOWS if old else _PRECISIONS):
             runtime_options = {k: v for k, v in target.options.items() if k != "implementation"}
-            yield Recipe(_NAME, precision, {}, runtime_options, needs_calibration=precision in _CALIBRATED)
+            for options in _options(precision):
+                yield Recipe(
+                    _NAME, precision, options, runtime_options, needs_calibration=precision in _CALIBRATED
+                )
 
     def worth(self, model: SourceModel, recipe: Recipe) -> str:
-        if recipe.precision == "int8-dynamic" and facts(model).depthwise:
+        found, products = facts(model), recipe.options.get("only") == "products"
+        if recipe.precision == "int8-dynamic" and found.depthwise:
             return "convolutions in groups have no fast dynamic int8 kernel (0.3 x fp32)"
+        if products and not found.product_weights:
+            return "no matrix product has constant weights"
+        if recipe.precision == "int8" and found.attention and not products:
+            return "the graph has attention, and a recipe for it comes next"
         return ""
 
     def layers(self, model: SourceModel) -> list[str]:
@@ -65,6 +73,7 @@ class Engine:
             job: dict[str, Any] = {
                 "inputs": [{"shape": _one_row(item)} for item in model.inputs],
                 "precision": recipe.precision,
+                "only": recipe.options.get("only", ""),
                 "keep": kept(recipe.options),
             }
             files = {"model.onnx": model.onnx}
@@ -75,6 +84,14 @@ class Engine:
         except EngineError as exc:
             raise type(exc)(f"{recipe.name}: {exc.message}", exc.hint) from None
         return {"model.tflite": made["model.tflite"], "io.json": codec.to_json(about)}
+
+
+def _options(precision: str) -> Iterator[dict[str, Value]]:
+    """For the quantizer, best guess first."""
+    yield {}
+    if precision == "int8":
+        # What is left of a transformer when softmax, normalisation and sums stay in floating point.
+        yield {"only": "products"}
 
 
 def _one_row(item: TensorSpec) -> list[int]:

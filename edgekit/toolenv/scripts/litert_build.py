@@ -1,7 +1,7 @@
 """ONNX to LiteRT's flatbuffer with onnx2tf, then quantized with ai-edge-quantizer.
 
-job.json: inputs [{"shape"}] (batch fixed to 1), precision, keep (ONNX names of layers that stay in
-    floating point)
+job.json: inputs [{"shape"}] (batch fixed to 1), precision, only ("products": nothing but matrix products),
+    keep (ONNX names of layers that stay in floating point)
 in/model.onnx; in/calibration.npz: "I/J", input I of row J, where the precision needs it
 out/model.tflite
 result.json: inputs [{"tensor", "axes"}]: the file's tensor is the source's with its axes in this order;
@@ -57,7 +57,7 @@ def build(folder, job):
             rows = [[value.transpose(axes) for value, axes in zip(row, inputs, strict=True)]
                     for row in calibration(folder, job)]  # fmt: skip
             with quiet():
-                made = quantized(plain, job["precision"], rows, kept(plain, names, job["keep"]))
+                made = quantized(plain, job, rows, kept(plain, names, job["keep"]))
             must_run(made, order, feeds, inputs, job["precision"])
     except tool.Refusal as exc:
         raise tool.Refusal(readable(exc, names), exc.hint) from None
@@ -297,16 +297,19 @@ def holds(model, tensor):
     return data is not None and len(data) > 0
 
 
-def quantized(data, precision, rows, scopes):
+def quantized(data, job, rows, scopes):
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    everything, nothing = qtyping.TFLOperationName.ALL_SUPPORTED, AlgorithmName.NO_QUANTIZE
+    precision, kinds, nothing = job["precision"], qtyping.TFLOperationName, AlgorithmName.NO_QUANTIZE
+    everything = kinds.ALL_SUPPORTED
+    touched = (kinds.FULLY_CONNECTED, kinds.BATCH_MATMUL) if job["only"] == "products" else (everything,)
     made = quantizer.Quantizer(bytearray(data))
     if precision in ("int8", "int16x8"):
-        made.add_static_config(".*", everything, 16 if precision == "int16x8" else 8, 8)
+        for kind in touched:
+            made.add_static_config(".*", kind, 16 if precision == "int16x8" else 8, 8)
         # Callers speak floating point: the engine converts faster inside than NumPy does outside.
-        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        for end in (kinds.INPUT, kinds.OUTPUT):
             made.update_quantization_recipe(".*", end, None, nothing)
     elif precision == "int8-dynamic":
         made.add_dynamic_config(".*", everything, 8)

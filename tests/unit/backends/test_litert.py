@@ -110,6 +110,29 @@ def test_dynamic_int8_is_not_worth_trying_for_depthwise_convolutions() -> None:
     assert BACKEND.worth(network(group=8), recipe("int8")) == ""
 
 
+def attention() -> SourceModel:
+    nodes = [
+        helper.make_node("MatMul", ["x", "wq"], ["q"], name="q"),
+        helper.make_node("Transpose", ["x"], ["k"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["s"], name="scores"),
+        helper.make_node("Softmax", ["s"], ["a"], axis=-1),
+        helper.make_node("MatMul", ["a", "x"], ["y"], name="mix"),
+    ]
+    return model(nodes, {"wq": RNG.normal(size=(8, 8))}, 4, 8)
+
+
+def test_transformers_get_their_products_quantized_and_nothing_else() -> None:
+    assert isinstance(BACKEND, backends.Selective)
+    plain, products = BACKEND.recipes("int8", Target("litert", ("int8",)), CalibrationPolicy())
+    assert products.name == "litert.int8-only.products"
+    assert "attention" in BACKEND.worth(attention(), plain)
+    assert BACKEND.worth(attention(), products) == ""
+    assert BACKEND.worth(network(), plain) == ""
+    types = weights_of(build(network(), products))
+    assert sorted(types.values()) == ["float32", "float32", "int8"]
+    assert types["edgekit_n5_weight"] == "int8"
+
+
 def test_weights_beyond_half_precision_are_refused() -> None:
     with pytest.raises(EngineError, match=r"litert\.fp16: the fp16 model answers NaN or infinity") as caught:
         build(network(scale=1e5), recipe("fp16"))
