@@ -36,6 +36,10 @@ _PROVIDER = "CPUExecutionProvider"
 _QUIET = 4  # severities: 0 verbose ... 3 error, 4 fatal; errors reach us as exceptions anyway
 _RECORD = "session.record_ep_graph_assignment_info"
 _EXACT = "session.x64quantprecision"
+_DISABLED = "optimization.disable_specified_optimizers"
+_MEDDLERS = "WeightBiasQuantization"
+"""Optimisers that change answers: this one rounds the weights of a layer between int8 neighbours to 8 bits
+per tensor, although the builder kept that layer in floating point to save the model's accuracy."""
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -140,6 +144,7 @@ def _settings(library: Any, options: Options) -> Any:
     settings.log_severity_level = _QUIET
     settings.enable_cpu_mem_arena = False
     settings.add_session_config_entry(_RECORD, "1")
+    settings.add_session_config_entry(_DISABLED, _MEDDLERS)
     if _EXACT not in options and host.saturates(host.read()):
         settings.add_session_config_entry(_EXACT, "1")
     for key, value in options.items():
