@@ -6,6 +6,7 @@ The network's output is (rows, 85, 22, 22): objectness, x, y, w, h, 80 class sco
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +63,44 @@ def _iou(a: Any, b: Any) -> float:
 
 
 def prepare(photos: Path, target: Path) -> None:
-    """An .npz of rows (n, 3, 352, 352) in 0..1, BGR: "calibration" and "evaluation" crops do not overlap in
-    flip and scale, though they show the same five photos, so figures are optimistic."""
-    from PIL import Image
-
+    """An .npz of rows (n, 3, 352, 352) in 0..1, BGR: 80 of "calibration" and 125 of "evaluation". No crop is
+    in both, though all show the same five photos, so figures are optimistic."""
     calibration: list[Any] = []
     evaluation: list[Any] = []
     for path in sorted(photos.glob("*.jpg")):
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-        width, height = picture.size
-        for i, share in enumerate((1.0, 0.9, 0.8, 0.7, 0.6, 0.5)):
+        calibration.append(_crop(path, 1.0, 0, 0))
+        for i, share in enumerate((0.9, 0.8, 0.7, 0.6, 0.5)):
             for j, (left, top) in enumerate(((0, 0), (1, 1), (0.5, 0.5))):
-                w, h = int(width * share), int(height * share)
-                corner = (int((width - w) * left), int((height - h) * top))
-                crop = picture.crop((*corner, corner[0] + w, corner[1] + h)).resize((SIZE, SIZE))
-                row = np.asarray(crop, np.float32)[:, :, ::-1].transpose(2, 0, 1) / 255
-                if share == 1.0 and j:
-                    continue
-                (evaluation if (i + j) % 2 == 0 else calibration).append(row)
-                if (i + j) % 2:
-                    calibration.append(row[:, :, ::-1])
+                row = _crop(path, share, left, top)
+                calibration += [row, row[:, :, ::-1]] if (i + j) % 2 else []
+        for share in (0.95, 0.85, 0.75, 0.65, 0.55):
+            corners = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
+            evaluation += [_crop(path, share, left, top) for left, top in corners]
     np.savez_compressed(target, calibration=np.stack(calibration), evaluation=np.stack(evaluation))
+
+
+def _crop(path: Path, share: float, left: float, top: float) -> Any:
+    """(3, SIZE, SIZE) of `share` of the photo's sides; `left`, `top`: where in what remains."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    width, height = int(picture.width * share), int(picture.height * share)
+    x, y = int((picture.width - width) * left), int((picture.height - height) * top)
+    crop = picture.crop((x, y, x + width, y + height)).resize((SIZE, SIZE))
+    return np.asarray(crop, np.float32)[:, :, ::-1].transpose(2, 0, 1) / 255
+
+
+def main(photos: Path, folder: Path) -> None:
+    """`calibration.npz` and `evaluation.npz` in `folder`, named as the model names its input."""
+    folder.mkdir(parents=True, exist_ok=True)
+    both = folder / "rows.npz"
+    prepare(photos, both)
+    with np.load(both) as rows:
+        for name in ("calibration", "evaluation"):
+            np.savez(folder / f"{name}.npz", **{"input.1": rows[name]})
+    both.unlink()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

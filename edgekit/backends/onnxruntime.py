@@ -24,7 +24,9 @@ from edgekit.profile import CalibrationPolicy, Target
 
 _NAME = "onnxruntime"
 _NO_QDQ = "session.disable_quant_qdq"
-_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+_METHODS = {"minmax": "MinMax", "average": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+"""How ranges of activations come from the rows' extremes. "average": the mean of each row's, so that one odd
+row does not make every step coarser."""
 
 
 class Engine:
@@ -75,7 +77,7 @@ def _options(precision: str, target: Target, policy: CalibrationPolicy) -> Itera
     elif precision == "int8-dynamic":
         yield plain
     elif precision == "int8":
-        methods = dict.fromkeys((policy.method, "percentile", "minmax"))
+        methods = dict.fromkeys((policy.method, "average", "percentile", "minmax"))
         for method in methods:
             yield {**plain, "activation": target.activation, "method": method}
         # What is left of a transformer when softmax, normalisation and sums stay in floating point.
@@ -176,7 +178,10 @@ def _static(folder: Path, recipe: Recipe, calibration: Calibration) -> None:
         calibrate_method=CalibrationMethod[_METHODS[str(recipe.options["method"])]],
         op_types_to_quantize=["MatMul", "Gemm"] if recipe.options.get("only") == "products" else None,
         nodes_to_exclude=kept(recipe.options),
-        extra_options={"MatMulConstBOnly": True} if recipe.options.get("only") == "products" else {},
+        extra_options={
+            "MatMulConstBOnly": recipe.options.get("only") == "products",
+            "CalibMovingAverage": recipe.options["method"] == "average",
+        },
     )
 
 

@@ -149,17 +149,12 @@ def _compress(graph: Any, recipe: Recipe) -> Any:
 
 def _ignored(nncf: Any, graph: Any, recipe: Recipe) -> Any:
     """The nodes to keep in floating point. OpenVINO splits an ONNX node into several operations of one
-    name ("Conv_3/WithoutBiases", then "Conv_3", which adds the bias), and every one of them is meant.
-
-    Raises EngineError when OpenVINO has no operation of a name: that layer would be quantized silently.
-    """
+    name ("Conv_3/WithoutBiases", then "Conv_3", which adds the bias), and every one of them is meant."""
     wanted = set(kept(recipe.options))
     if not wanted:
         return None
-    owners = {
-        op.get_friendly_name(): op.get_friendly_name().split("/WithoutBiases")[0] for op in graph.get_ops()
-    }
-    names = [name for name, owner in owners.items() if owner in wanted]
+    known = [op.get_friendly_name() for op in graph.get_ops()]
+    names = [name for name in known if name.removesuffix("/WithoutBiases") in wanted]
     return nncf.IgnoredScope(names=names) if names else None
 
 

@@ -86,6 +86,7 @@ def build(
     emulate: bool = False,
     robustness: bool = True,
     emulate_rows: int = 200,
+    layers: bool = False,
     gate: bool = True,
     jobs: int | None = None,
     name: str = "",
@@ -99,6 +100,7 @@ def build(
     """`edgekit build`. Without `output` nothing is written or signed.
 
     `cache`: True for the usual folder, False for none. `maximum` and `minimum`: figures and limits.
+    `layers`: measure each layer's quantization error of what ships.
     Raises InputError for bad input, GateError when a profile has no candidate that passes.
     """
     request = Request(
@@ -125,6 +127,7 @@ def build(
         emulate=emulate,
         robustness=robustness,
         emulate_rows=emulate_rows,
+        layers=layers,
         gate=gate,
         jobs=jobs or os.cpu_count() or 1,
     )

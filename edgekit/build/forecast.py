@@ -91,21 +91,32 @@ def too_big(profile: Profile, graph: Graph, engine: str, precision: str) -> str:
 
 def graph_of(model: SourceModel) -> Graph:
     """Count weights, activations and arithmetic of the cleaned ONNX."""
-    import onnx
-
-    proto = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(model.onnx))
-    graph = proto.graph
+    graph, dims = _shaped(model)
     weights = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.name not in dims:
-            dims[value.name] = tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
     return Graph(
         weights=sum(weights.values()),
         arena_bytes=4 * _most_alive(graph, dims, set(weights)),
         macs=sum(_macs(node, dims) for node in graph.node),
         nodes=len(graph.node),
     )
+
+
+def macs_of(model: SourceModel) -> dict[str, int]:
+    """Multiply-accumulates by node name."""
+    graph, dims = _shaped(model)
+    return {node.name: _macs(node, dims) for node in graph.node}
+
+
+def _shaped(model: SourceModel) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The graph, and the shape of each tensor; open sizes are 1."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(model.onnx)).graph
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.name not in dims:
+            dims[value.name] = tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+    return graph, dims
 
 
 def _most_alive(graph: Any, dims: Mapping[str, tuple[int, ...]], weights: set[str]) -> int:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgekit import codec, host
-from edgekit.backends import Recipe
 from edgekit.build import (
     certify,
     choose,
@@ -22,6 +20,7 @@ from edgekit.build import (
     forecast,
     gates,
     metrics,
+    mixed,
     plan,
     robustness,
     search,
@@ -41,9 +40,10 @@ from edgekit.build.plan import Candidate, Family
 from edgekit.build.progress import Progress, Silent
 from edgekit.build.request import Request, objective
 from edgekit.build.search import Search
-from edgekit.build.workshop import Made, Workshop
+from edgekit.build.sensitivity import LayerError
+from edgekit.build.workshop import Workshop
 from edgekit.bundle.model import GateResult, Variant
-from edgekit.errors import DataError, GateError
+from edgekit.errors import DataError, EngineError, GateError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Report:
     calibration: data.Data
     graph: Graph
     outcomes: tuple[Outcome, ...]
-    layers: Mapping[str, tuple[Any, ...]]
+    layers: Mapping[str, tuple[LayerError, ...]]
     """Per-layer error of candidates by name, where it was measured."""
     variants: tuple[Variant, ...]
     notes: tuple[str, ...]
@@ -81,7 +81,7 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
             workshop,
             graph(context, cache),
             functools.partial(_judge, request, context),
-            functools.partial(_mixed, workshop),
+            functools.partial(mixed.prepare, workshop),
         )
         outcomes = seeker.run(families)
     chosen = [choose.best(profile, outcomes, goal) for profile in request.profiles]
@@ -104,7 +104,7 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
         calibration=calibration,
         graph=seeker.graph,
         outcomes=tuple(choose.explained(outcomes, kept, goal)),
-        layers={},
+        layers=_layers(request, seeker, kept),
         variants=tuple(
             certify.variant(
                 pick,
@@ -138,6 +138,23 @@ def _other_engines(request: Request, context: Context, outcomes: Sequence[Outcom
     if not found:
         return "no engine here takes the model; replace this layer and export again"
     return f"nothing was written; {' and '.join(found)} {'takes' if len(found) == 1 else 'take'} the model"
+
+
+def _layers(request: Request, seeker: Search, kept: Sequence[Outcome]) -> dict[str, tuple[LayerError, ...]]:
+    """Per-layer error of what was ranked for mixed precision and, where asked for, of the int8 that ships."""
+    found = dict(seeker.layers)
+    if not request.layers:
+        return found
+    for outcome in kept:
+        candidate = outcome.candidate
+        if candidate.recipe.precision == "int8" and candidate.name not in found:
+            try:
+                found[candidate.name] = mixed.ranked(
+                    seeker.workshop, candidate.recipe, seeker.made(candidate.recipe)
+                )
+            except EngineError as exc:
+                seeker.notes.append(f"{candidate.name}: no error by layer: {exc.message}")
+    return found
 
 
 def plan_only(request: Request) -> tuple[list[Family], list[str]]:
@@ -208,11 +225,6 @@ def _judge(
         constraints=request.constraints,
     )
     return figures, verdicts
-
-
-def _mixed(workshop: Workshop, candidate: Candidate, made: Made) -> Iterable[Recipe]:
-    del workshop, candidate, made
-    return ()
 
 
 def _truth(metric: Metric) -> data.Truth:

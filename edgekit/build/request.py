@@ -64,6 +64,8 @@ class Request:
     """What ships is asked again on disturbed rows; a warning, never a gate."""
     emulate_rows: int = 200
     """At most so many evaluation rows, spread over all, go through an emulated CPU: it is slow."""
+    layers: bool = False
+    """Measure each layer's quantization error of what ships, for the report."""
     gate: bool = True
     jobs: int = 2
     executor: str = ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,8 +23,10 @@ from edgekit.build.choose import Outcome
 from edgekit.build.forecast import Graph
 from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
+from edgekit.build.mixed import Mixing
 from edgekit.build.plan import Candidate, Family
 from edgekit.build.request import Request
+from edgekit.build.sensitivity import LayerError
 from edgekit.build.workshop import Made, Workshop
 from edgekit.bundle.model import GateResult
 from edgekit.errors import DataError, EngineError
@@ -36,8 +38,8 @@ JOB_MIB = 1024.0
 JOB_COPIES = 12.0
 
 Judge = Callable[[Candidate, Measurement], tuple[Figures, tuple[GateResult, ...]]]
-Mixed = Callable[[Candidate, Made], Iterable[Recipe]]
-"""Ever more careful variations of a recipe that lost too much accuracy."""
+Mixed = Callable[[Candidate, Made], tuple[Mixing, tuple[LayerError, ...]]]
+"""What to give back of a candidate that lost too much accuracy, and each layer's error."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Search:
     mixed: Mixed
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    layers: dict[str, tuple[LayerError, ...]] = field(default_factory=dict)
+    """Of candidates whose layers were ranked, by name: the error of each layer that is still quantized."""
     _made: dict[bytes, Made] = field(default_factory=dict)
     _deadline: float = 0.0
 
@@ -123,23 +127,48 @@ class Search:
         )
 
     def _mix(self, start: Outcome) -> None:
-        """Give layers back to floating point until the accuracy gates pass or nothing is left to give."""
+        """Give layers back to floating point until the accuracy gates pass or half of them are back."""
         candidate = start.candidate
         made = self._made.get(_bytes_of(candidate.recipe))
         if start.figures is None or made is None or made.error:
             return
-        for recipe in self._proposals(candidate, made):
-            if self._late():
-                self.notes.append(f"{candidate.name}: mixed precision stopped, the time budget is spent")
-                return
-            if self._try(dataclasses.replace(candidate, recipe=recipe)).accurate:
-                return
-
-    def _proposals(self, candidate: Candidate, made: Made) -> Iterator[Recipe]:
         try:
-            yield from self.mixed(candidate, made)
+            mixing, self.layers[candidate.name] = self.mixed(candidate, made)
         except EngineError as exc:
             self.notes.append(f"{candidate.name}: no mixed precision: {exc.message}")
+            return
+        too_few = 0
+        for count in mixing.counts():
+            outcome = self._try_keeping(mixing, count, start)
+            if outcome is None:
+                return
+            if outcome.accurate:
+                self._shrink(mixing, too_few, count, start, outcome)
+                return
+            too_few = count
+
+    def _shrink(self, mixing: Mixing, too_few: int, enough: int, start: Outcome, found: Outcome) -> None:
+        """Between a number of layers that was too small and one that suffices, look for the smallest: with
+        `--effort thorough`, and where what suffices fails another gate, such as speed."""
+        while enough - too_few > 1 and (self.request.effort == "thorough" or not gates.passed(found.gates)):
+            count = (too_few + enough) // 2
+            outcome = self._try_keeping(mixing, count, start)
+            if outcome is None:
+                return
+            if outcome.accurate:
+                enough, found = count, outcome
+            else:
+                too_few = count
+
+    def _try_keeping(self, mixing: Mixing, count: int, start: Outcome) -> Outcome | None:
+        """None when there is no time left."""
+        candidate = start.candidate
+        if self._late():
+            self.notes.append(f"{candidate.name}: mixed precision stopped, the time budget is spent")
+            return None
+        mixed = dataclasses.replace(candidate, recipe=mixing.keeping(count))
+        self.layers[mixed.name] = mixing.left(count, self.layers[candidate.name])
+        return self._try(mixed)
 
     def _try(self, candidate: Candidate) -> Outcome:
         outcome = self._outcome(candidate)

@@ -1,8 +1,10 @@
 """Which layers suffer from int8: each is quantized alone, and the damage is read at the model's outputs.
 
 The ranges come from one static int8 build. Layer by layer, a copy of the floating-point graph gets that
-layer's input rounded as the quantized model rounds it (q = round(x / s) + z, back to (q - z) * s; Jacob et
-al. 2018, arXiv:1712.05877, eq. 1) and its weights replaced by the rounded ones. Runs inside a worker process.
+layer's inputs rounded as the quantized model rounds them (q = round(x / s) + z, back to (q - z) * s; Jacob
+et al. 2018, arXiv:1712.05877, eq. 1) and its weights replaced by the rounded ones. Such a measure of one
+layer at a time is what Wu et al. 2020 (arXiv:2004.09602, section 6.1) call sensitivity analysis. Runs inside
+a worker process.
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ from numpy.typing import NDArray
 from edgekit.backends import SourceModel
 
 ROWS = 8
+MAX_TRIALS = 128
+"""Sessions of one ranking. Larger models are ranked in groups of neighbours, whose layers share a figure."""
 EXACT_DB = 120.0
 """Stands for an error too small to matter, so that it can be drawn."""
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+"""Operators whose third input, if any, is a bias: it has 32 bits and is left out."""
 Array = NDArray[Any]
 
 
@@ -31,8 +37,20 @@ class LayerError:
     op: str
     sqnr_db: float
 
+    @property
+    def error(self) -> float:
+        """Error power over signal power."""
+        return float(10 ** (-self.sqnr_db / 10))
 
-def rank(model: SourceModel, quantized: bytes, rows: Mapping[str, Array]) -> list[LayerError]:
+
+@dataclass(frozen=True)
+class Ranking:
+    """The most sensitive layer first."""
+
+    layers: tuple[LayerError, ...]
+
+
+def rank(model: SourceModel, quantized: bytes, rows: Mapping[str, Array]) -> Ranking:
     """Every layer that `quantized` (its static QDQ build) quantizes, the most sensitive first.
 
     `rows`: engine inputs (n, ...), of which the first ROWS are used.
@@ -42,14 +60,17 @@ def rank(model: SourceModel, quantized: bytes, rows: Mapping[str, Array]) -> lis
     plain = onnx.ModelProto.FromString(model.onnx)
     ranges = _Ranges(onnx.ModelProto.FromString(quantized).graph)
     some = [{name: array[i : i + 1] for name, array in rows.items()} for i in range(min(ROWS, _len(rows)))]
+    touched = {node.name: ranges.of(node) for node in plain.graph.node}
+    layers = [node for node in plain.graph.node if touched[node.name]]
     truth = _answers(plain, some)
+    size = -(-len(layers) // MAX_TRIALS) or 1
     found = []
-    for node in plain.graph.node:
-        touched = ranges.of(node.name)
-        if touched:
-            error = _relative_error(truth, _answers(_only(plain, node.name, touched), some))
-            found.append(LayerError(node.name, node.op_type, _decibel(error)))
-    return sorted(found, key=lambda layer: layer.sqnr_db)
+    for i in range(0, len(layers), size):
+        group = layers[i : i + size]
+        only = _only(plain, {node.name: touched[node.name] for node in group})
+        decibel = _decibel(_relative_error(truth, _answers(only, some)))
+        found += [LayerError(node.name, node.op_type, decibel) for node in group]
+    return Ranking(tuple(sorted(found, key=lambda layer: layer.sqnr_db)))
 
 
 def _len(rows: Mapping[str, Array]) -> int:
@@ -75,12 +96,13 @@ class _Ranges:
         self._makers = {name: node for node in graph.node for name in node.output}
         self._nodes = {node.name: node for node in graph.node}
 
-    def of(self, name: str) -> dict[int, _Rounding]:
-        """Input position to rounding, for activations and weights of the node; biases are left out."""
-        node = self._nodes.get(name)
-        if node is None:
+    def of(self, plain: Any) -> dict[int, _Rounding]:
+        """Input position to rounding, for activations and weights of a node of the plain graph."""
+        node = self._nodes.get(plain.name)
+        if node is None or node.op_type != plain.op_type:
             return {}
-        pairs = ((i, self._rounding(source)) for i, source in enumerate(node.input[:2]))
+        sources = node.input[:2] if node.op_type in WEIGHTED else node.input
+        pairs = ((i, self._rounding(source)) for i, source in enumerate(sources))
         return {i: rounding for i, rounding in pairs if rounding is not None}
 
     def _rounding(self, source: str) -> _Rounding | None:
@@ -94,28 +116,31 @@ class _Ranges:
         return _Rounding(scale, zero, axis, self._constants.get(maker.input[0]))
 
 
-def _only(plain: Any, name: str, touched: Mapping[int, _Rounding]) -> Any:
-    """A copy of the graph in which only this node is quantized."""
+def _only(plain: Any, touched: Mapping[str, Mapping[int, _Rounding]]) -> Any:
+    """A copy of the graph in which only these nodes are quantized."""
     import onnx
     from onnx import helper, numpy_helper
 
     model = onnx.ModelProto()
     model.CopyFrom(plain)
     graph = model.graph
-    place, node = next((i, node) for i, node in enumerate(graph.node) if node.name == name)
-    for position, rounding in touched.items():
-        own = f"{name}/rounded.{position}"
-        if rounding.values is not None:
-            graph.initializer.append(numpy_helper.from_array(_restored(rounding), own))
-        else:
-            scale, zero = f"{own}.scale", f"{own}.zero"
-            graph.initializer.append(numpy_helper.from_array(rounding.scale, scale))
-            graph.initializer.append(numpy_helper.from_array(rounding.zero_point, zero))
-            there = helper.make_node("QuantizeLinear", [node.input[position], scale, zero], [f"{own}.q"])
-            back = helper.make_node("DequantizeLinear", [f"{own}.q", scale, zero], [own])
-            graph.node.insert(place, back)
-            graph.node.insert(place, there)
-        node.input[position] = own
+    nodes = []
+    for node in graph.node:
+        for position, rounding in touched.get(node.name, {}).items():
+            own = f"{node.name}/rounded.{position}"
+            if rounding.values is not None:
+                graph.initializer.append(numpy_helper.from_array(_restored(rounding), own))
+            else:
+                scale, zero = f"{own}.scale", f"{own}.zero"
+                graph.initializer.append(numpy_helper.from_array(rounding.scale, scale))
+                graph.initializer.append(numpy_helper.from_array(rounding.zero_point, zero))
+                there = helper.make_node("QuantizeLinear", [node.input[position], scale, zero], [f"{own}.q"])
+                nodes += [there, helper.make_node("DequantizeLinear", [f"{own}.q", scale, zero], [own])]
+            node.input[position] = own
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
     return model
 
 

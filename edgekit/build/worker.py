@@ -1,11 +1,12 @@
 """One job in a process of its own: a crash, a hang or a greedy library costs one candidate, not the build.
 
 `run` starts `python -m edgekit.build.worker FOLDER` and waits. The folder holds `job.json`, `files/` and
-`arrays.npz`; the child leaves `result.json` and `out/`. Three kinds of job:
+`arrays.npz`; the child leaves `result.json` and `out/`. Four kinds of job:
 
     build      a backend makes a candidate's files
     measure    the candidate runs through `edgekit.runtimes`, as on the device, beside the fp32 baseline
     answer     both answer other rows, without figures
+    rank       each layer is quantized alone, and the damage is measured
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import backends, codec
-from edgekit.build import measure
+from edgekit.build import measure, sensitivity
 from edgekit.errors import EdgekitError, EngineError
 from edgekit.files import storage_fault
 
@@ -38,7 +39,7 @@ class Job:
     model: backends.SourceModel | None = None
     measure: measure.Plan | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """measure: "candidate/..." and "baseline/..." """
+    """measure: "candidate/..." and "baseline/..."; rank: "quantized.onnx" """
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -111,12 +112,14 @@ def _child(folder: Path) -> dict[str, Any]:
         names = json.loads((folder / "arrays.json").read_text())
         arrays = {name: file[f"arr_{i}"] for i, name in enumerate(names)}
     if job["kind"] == "build":
-        ports = codec.from_plain(_Ports, job["ports"], what="ports")
-        model = backends.SourceModel((folder / "model.onnx").read_bytes(), ports.inputs, ports.outputs)
-        _write_tree(folder / "out", backends.get(recipe.engine).build(model, recipe, arrays))
+        made = backends.get(recipe.engine).build(_model(folder, job), recipe, arrays)
+        _write_tree(folder / "out", made)
         return {}
-    plan = codec.from_plain(measure.Plan, job["measure"], what="measure")
     files = _read_tree(folder / "files")
+    if job["kind"] == "rank":
+        ranking = sensitivity.rank(_model(folder, job), files["quantized.onnx"], arrays)
+        return dict(codec.to_plain(ranking))
+    plan = codec.from_plain(measure.Plan, job["measure"], what="measure")
     if job["kind"] == "answer":
         outputs, answers = measure.answers(recipe, plan, files, arrays)
         _write_tree(folder / "out", answers)
@@ -124,6 +127,11 @@ def _child(folder: Path) -> dict[str, Any]:
     measured, golden = measure.measure(recipe, plan, files, arrays)
     _write_tree(folder / "out", golden)
     return {"measured": codec.to_plain(measured)}
+
+
+def _model(folder: Path, job: Mapping[str, Any]) -> backends.SourceModel:
+    ports = codec.from_plain(_Ports, job["ports"], what="ports")
+    return backends.SourceModel((folder / "model.onnx").read_bytes(), ports.inputs, ports.outputs)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,11 @@ def register(subparsers: Any) -> None:
         "--report", type=Path, metavar="FILE.html", help="write the whole report as one HTML page"
     )
     parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="measure each layer's quantization error of what ships (implied by --report)",
+    )
+    parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="cache folder (default: $EDGEKIT_CACHE or ~/.cache/edgekit)"
     )
     parser.add_argument("--no-cache", action="store_true", help="build and measure everything anew")
@@ -248,6 +253,7 @@ def _request(args: argparse.Namespace) -> Request:
         emulate=args.emulate,
         robustness=not args.no_robustness,
         emulate_rows=args.emulate_rows,
+        layers=args.layers or args.report is not None,
         gate=not args.no_gate,
         jobs=args.jobs,
         executor=args.executor,
