@@ -122,4 +122,10 @@ class StandIn(Protocol):
     """A backend whose engine is seldom on the host."""
 
     stand_in: str
-    """The runtime that computes the same answers from the same files, at another speed."""
+    """The runtime that computes the same answers from the same graph, at another speed."""
+
+    def lend(
+        self, files: Mapping[str, bytes], options: Mapping[str, Value]
+    ) -> tuple[dict[str, bytes], dict[str, Value]]:
+        """What the stand-in is given for a variant's files and engine options."""
+        ...

@@ -6,15 +6,10 @@ activations: scale and zero point from the calibrated range (Jacob et al. 2018, 
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from edgekit.backends import _ort_quantizer
 from edgekit.backends._base import Backend, Calibration, Recipe, SourceModel, Value, versions
 from edgekit.backends._graph import facts, kept
 from edgekit.backends._ort_format import to_ort
@@ -24,9 +19,6 @@ from edgekit.profile import CalibrationPolicy, Target
 
 _NAME = "onnxruntime"
 _NO_QDQ = "session.disable_quant_qdq"
-_METHODS = {"minmax": "MinMax", "average": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-"""How ranges of activations come from the rows' extremes. "average": the mean of each row's, so that one odd
-row does not make every step coarser."""
 
 
 class Engine:
@@ -92,12 +84,7 @@ def _fp32(model: SourceModel, _recipe: Recipe, _calibration: Calibration) -> byt
 
 
 def _fp16(model: SourceModel, _recipe: Recipe, _calibration: Calibration) -> bytes:
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    _quiet()
-    half = convert_float_to_float16(onnx.ModelProto.FromString(model.onnx), keep_io_types=True)
-    return bytes(half.SerializeToString(deterministic=True))
+    return _ort_quantizer.half(model.onnx)
 
 
 def _weights(model: SourceModel, recipe: Recipe, _calibration: Calibration) -> bytes:
@@ -107,7 +94,7 @@ def _weights(model: SourceModel, recipe: Recipe, _calibration: Calibration) -> b
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    _quiet()
+    _ort_quantizer.quiet()
     quantizer = MatMulNBitsQuantizer(
         onnx.ModelProto.FromString(model.onnx),
         bits=bits,
@@ -117,15 +104,6 @@ def _weights(model: SourceModel, recipe: Recipe, _calibration: Calibration) -> b
     )
     quantizer.process()
     return bytes(quantizer.model.model.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _workspace(model: SourceModel) -> Iterator[Path]:
-    """The quantizer reads and writes files; they live as long as one build."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as name:
-        folder = Path(name)
-        (folder / "in.onnx").write_bytes(model.onnx)
-        yield folder
 
 
 @contextmanager
@@ -139,86 +117,30 @@ def _plain_errors(recipe: Recipe) -> Iterator[None]:
 
 
 def _int8(model: SourceModel, recipe: Recipe, calibration: Calibration) -> bytes:
-    with _workspace(model) as folder:
-        make = _dynamic if recipe.precision == "int8-dynamic" else _static
-        make(folder, recipe, calibration)
-        return (folder / "out.onnx").read_bytes()
-
-
-def _static(folder: Path, recipe: Recipe, calibration: Calibration) -> None:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
-        """One row at a time: models may have a fixed batch of 1."""
-
-        def __init__(self) -> None:
-            self.rows = _rows(calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.rows, None)
-
-    _quiet()
-    quant_pre_process(str(folder / "in.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
-    quantize_static(
-        str(folder / "prepared.onnx"),
-        str(folder / "out.onnx"),
-        Rows(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=bool(recipe.options["reduce_range"]),
-        activation_type=QuantType.QUInt8 if recipe.options["activation"] == "u8" else QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod[_METHODS[str(recipe.options["method"])]],
-        op_types_to_quantize=["MatMul", "Gemm"] if recipe.options.get("only") == "products" else None,
-        nodes_to_exclude=kept(recipe.options),
-        extra_options={
-            "MatMulConstBOnly": recipe.options.get("only") == "products",
-            "CalibMovingAverage": recipe.options["method"] == "average",
-        },
+    options = recipe.options
+    products = options.get("only") == "products"
+    return _ort_quantizer.calibrated(
+        model.onnx,
+        calibration,
+        method=str(options["method"]),
+        activation=str(options["activation"]),
+        keep=kept(options),
+        only=["MatMul", "Gemm"] if products else None,
+        reduce_range=bool(options["reduce_range"]),
+        settings={"MatMulConstBOnly": True} if products else None,
     )
 
 
-def _dynamic(folder: Path, recipe: Recipe, _: Calibration) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    _quiet()
-    quantize_dynamic(
-        str(folder / "in.onnx"),
-        str(folder / "out.onnx"),
-        per_channel=True,
-        reduce_range=bool(recipe.options["reduce_range"]),
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=kept(recipe.options),
-    )
-
-
-def _rows(calibration: Calibration) -> Iterator[dict[str, Any]]:
-    count = len(next(iter(calibration.values())))
-    for i in range(count):
-        yield {name: np.ascontiguousarray(array[i : i + 1]) for name, array in calibration.items()}
-
-
-def _quiet() -> None:
-    """The quantizer advises through the root logger; what matters comes back as an error."""
-    logging.getLogger().addFilter(_is_not_quantizer)
-
-
-def _is_not_quantizer(record: logging.LogRecord) -> bool:
-    return "onnxruntime" not in record.pathname
+def _int8_dynamic(model: SourceModel, recipe: Recipe, _calibration: Calibration) -> bytes:
+    reduce_range = bool(recipe.options["reduce_range"])
+    return _ort_quantizer.dynamic(model.onnx, keep=kept(recipe.options), reduce_range=reduce_range)
 
 
 _BUILDERS = {
     "fp32": _fp32,
     "fp16": _fp16,
     "int8": _int8,
-    "int8-dynamic": _int8,
+    "int8-dynamic": _int8_dynamic,
     "int8-weights": _weights,
     "int4-weights": _weights,
 }

@@ -51,7 +51,8 @@ class Built:
     report: dict[str, Any]
     """Every candidate's fate and figures: the JSON of `edgekit build --json`."""
     variants: tuple[Variant, ...]
-    """What ships, one per profile: configuration, certificate, files."""
+    """What ships, in the profiles' order: configuration, certificate, files. A profile has a second variant
+    where its first engine could not be measured here."""
     bundle: Path | None
     digest: str
 

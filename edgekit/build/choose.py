@@ -1,4 +1,8 @@
-"""Which candidate ships for a profile, and why the others do not."""
+"""Which candidates ship for a profile, and why the others do not.
+
+One of those that were measured on their own engine; and beside it, for each engine that another stood in
+for here, one of its own. A device takes the first that it can run and that answers as certified.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,21 @@ class Outcome:
         return bool(self.gates) and all(g.passed for g in self.gates if g.gate in gates.ACCURACY_GATES)
 
 
+def shipped(
+    profile: Profile, outcomes: Sequence[Outcome], objective: Figure, *, gate: bool = True
+) -> list[Outcome]:
+    """What ships for a profile, in its order of preference; empty when nothing passes.
+
+    Without `gate` the least bad ships where nothing passes.
+    """
+    mine = _of(profile, outcomes)
+    groups = [[o for o in mine if _group(o) == one] for one in dict.fromkeys(map(_group, mine))]
+    found = [best(profile, group, objective) for group in groups]
+    if not any(found) and not gate:
+        found = [least_bad(profile, group, objective) for group in groups]
+    return sorted((pick for pick in found if pick), key=lambda o: o.candidate.rank)
+
+
 def best(profile: Profile, outcomes: Sequence[Outcome], objective: Figure) -> Outcome | None:
     """The best candidate that passes every gate; None when there is none."""
     return _first([o for o in _of(profile, outcomes) if o.figures and gates.passed(o.gates)], objective)
@@ -55,17 +74,25 @@ def least_bad(profile: Profile, outcomes: Sequence[Outcome], objective: Figure) 
 
 def explained(outcomes: Sequence[Outcome], kept: Sequence[Outcome], objective: Figure) -> list[Outcome]:
     """Every outcome with its reason and its place on its profile's front, in the order given."""
-    winners = {outcome.candidate.profile.name: outcome for outcome in kept}
     front = _front(outcomes)
-    return [
-        dataclasses.replace(
+
+    def told(outcome: Outcome) -> Outcome:
+        mine = [one for one in kept if one.candidate.profile.name == outcome.candidate.profile.name]
+        winner = next((one for one in mine if _group(one) == _group(outcome)), mine[0])
+        return dataclasses.replace(
             outcome,
-            kept=outcome is winners[outcome.candidate.profile.name],
+            kept=outcome is winner,
             on_front=id(outcome) in front,
-            reason=_reason(outcome, winners[outcome.candidate.profile.name], objective),
+            reason=_reason(outcome, winner, objective),
         )
-        for outcome in outcomes
-    ]
+
+    return [told(outcome) for outcome in outcomes]
+
+
+def _group(outcome: Outcome) -> str:
+    """Candidates that compete: those measured on their own engines; else those of one engine."""
+    stood_in = outcome.figures is not None and outcome.figures.stand_in
+    return outcome.candidate.recipe.engine if stood_in else ""
 
 
 def _front(outcomes: Sequence[Outcome]) -> set[int]:

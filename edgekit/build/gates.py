@@ -124,7 +124,7 @@ def judge(
     if budget.latency_p95_ms:
         gates.append(_timing("latency", figures, figures.latency.p95_ms, budget.latency_p95_ms, "p95 ms"))
     if budget.peak_rss_mib:
-        gates.append(_limit("memory", figures.peak_rss_mib, budget.peak_rss_mib, "MiB peak RSS"))
+        gates.append(_memory(figures, budget))
     if budget.bundle_mib:
         gates.append(_limit("size", figures.size_mib, budget.bundle_mib, "MiB"))
     if budget.min_coverage:
@@ -182,7 +182,7 @@ def _speed(figures: Figures, budget: Budget, *, size_matters: bool) -> GateResul
     if size_matters or not budget.min_speedup:
         return GateResult("speed", True, f"{seen}; not asked for, size is the goal")
     if not figures.on_target:
-        return GateResult("speed", True, f"{seen} here; not decided, this host is not the target")
+        return GateResult("speed", True, f"{seen} here; not decided, {_elsewhere(figures)}")
     good = speedup >= budget.min_speedup * (1 - SPEED_TOLERANCE)
     return GateResult(
         "speed", good, f"{seen}, {budget.min_speedup:g} wanted (tolerance {SPEED_TOLERANCE:.0%})"
@@ -191,16 +191,32 @@ def _speed(figures: Figures, budget: Budget, *, size_matters: bool) -> GateResul
 
 def _timing(name: str, figures: Figures, value: float, most: float, unit: str) -> GateResult:
     if not figures.on_target:
-        return GateResult(name, True, f"{value:.2f} {unit} here; not decided, this host is not the target")
+        return GateResult(name, True, f"{value:.2f} {unit} here; not decided, {_elsewhere(figures)}")
     return _limit(name, value, most, unit)
+
+
+def _memory(figures: Figures, budget: Budget) -> GateResult:
+    """Memory is the engine's more than the model's: another engine's says nothing."""
+    if figures.stand_in:
+        seen = f"{figures.peak_rss_mib:.2f} MiB peak RSS"
+        return GateResult("memory", True, f"{seen} here; not decided, {_elsewhere(figures)}")
+    return _limit("memory", figures.peak_rss_mib, budget.peak_rss_mib, "MiB peak RSS")
+
+
+def _elsewhere(figures: Figures) -> str:
+    """Why a figure of this host decides nothing."""
+    return (
+        f"{figures.stand_in} stood in for the engine" if figures.stand_in else "this host is not the target"
+    )
 
 
 def _constraint(figures: Figures, wanted: Constraint) -> GateResult:
     figure = FIGURES[wanted.figure]
     value = figure.read(figures)
-    if figure.is_timing and not figures.on_target:
+    undecided = figure.is_timing and not figures.on_target
+    if undecided or (figures.stand_in and figure.name == "peak_rss_mib"):
         return GateResult(
-            figure.name, True, f"{value:.3f} {figure.unit} here; not decided, this host is not the target"
+            figure.name, True, f"{value:.3f} {figure.unit} here; not decided, {_elsewhere(figures)}"
         )
     good = value <= wanted.limit if wanted.is_maximum else value >= wanted.limit
     sign = "<=" if value <= wanted.limit else ">"
@@ -213,6 +229,8 @@ def _limit(name: str, value: float, most: float, unit: str) -> GateResult:
 
 
 def _coverage(figures: Figures, budget: Budget) -> GateResult:
+    if figures.stand_in:
+        return GateResult("coverage", True, f"not decided, {_elsewhere(figures)}")
     total = sum(figures.coverage.values())
     if not total:
         return GateResult("coverage", False, "the engine cannot tell on which unit its nodes run")

@@ -48,7 +48,7 @@ from edgekit.errors import DataError, EngineError, GateError
 
 @dataclass(frozen=True)
 class Report:
-    """Every candidate's fate, and the variants that ship (one per profile, in the profiles' order)."""
+    """Every candidate's fate, and the variants that ship, in the profiles' order (see `choose.shipped`)."""
 
     request: Request
     context: Context
@@ -84,17 +84,12 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
             functools.partial(mixed.prepare, workshop),
         )
         outcomes = seeker.run(families)
-    chosen = [choose.best(profile, outcomes, goal) for profile in request.profiles]
-    failed = [profile.name for profile, pick in zip(request.profiles, chosen, strict=True) if pick is None]
-    if not request.gate:
-        chosen = [
-            pick or choose.least_bad(profile, outcomes, goal)
-            for profile, pick in zip(request.profiles, chosen, strict=True)
-        ]
-    if None in chosen:
+    chosen = [choose.shipped(profile, outcomes, goal, gate=request.gate) for profile in request.profiles]
+    failed = [profile.name for profile, picks in zip(request.profiles, chosen, strict=True) if not picks]
+    if failed:
         message, hint = search.refusal(failed, outcomes)
         raise GateError(message, _other_engines(request, context, outcomes, failed[0]) or hint)
-    kept = [pick for pick in chosen if pick is not None]
+    kept = [pick for picks in chosen for pick in picks]
     checked = {}
     if request.robustness:
         checked = robustness.check(kept, workshop, seeker.made, time.monotonic() - begin)

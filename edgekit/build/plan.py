@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit import backends
 from edgekit.backends import Recipe, SourceModel
 from edgekit.errors import EngineMissing, ProfileError
 from edgekit.profile import Profile, Target
+
+Options = dict[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,11 @@ def stand_in(engine: str) -> str:
     """
     backend = backends.get(engine)
     return backend.stand_in if isinstance(backend, backends.StandIn) else ""
+
+
+def measured(engine: str, files: Mapping[str, bytes], options: Options) -> tuple[dict[str, bytes], Options]:
+    """Files and options that measuring loads: the variant's own, or what its stand-in understands."""
+    backend = backends.get(engine)
+    if isinstance(backend, backends.StandIn):
+        return backend.lend(files, options)
+    return dict(files), options

@@ -174,15 +174,15 @@ class Workshop:
 
         Raises EngineError, DataError."""
         engine = plan.stand_in(candidate.recipe.engine)
-        options = plan.baseline(candidate).runtime_options
+        recipe, files, options = _loaded(candidate, own, base)
         todo = Plan(candidate.profile.verify, classify=False, baseline_options=options, engine=engine)
         arrays = {f"input/{name}": array for name, array in inputs.items()}
-        job = worker.Job("answer", candidate.recipe, measure=todo, files=_both(own, base), arrays=arrays)
+        job = worker.Job("answer", recipe, measure=todo, files=files, arrays=arrays)
         result, made = worker.run(job)
         found = []
         for who in ("candidate/", "baseline/"):
-            files = {name.removeprefix(who): data for name, data in made.items() if name.startswith(who)}
-            outputs = unpack_outputs(tuple(result["outputs"]), files)
+            answers = {name.removeprefix(who): data for name, data in made.items() if name.startswith(who)}
+            outputs = unpack_outputs(tuple(result["outputs"]), answers)
             found.append(userfunc.decode(self.context.decode, outputs) if self.context.decode else outputs)
         return found[0], found[1]
 
@@ -198,22 +198,29 @@ class Workshop:
         arrays = {f"input/{name}": array for name, array in self.context.evaluation.inputs.items()}
         if reference is not None:
             arrays["reference"] = reference.astype(np.int64)
+        recipe, files, baseline_options = _loaded(candidate, own, base)
         todo = Plan(
             candidate.profile.verify,
             classify=self.context.metric.classifies,
-            baseline_options=plan.baseline(candidate).runtime_options,
-            engine=plan.stand_in(candidate.recipe.engine),
+            baseline_options=baseline_options,
+            engine=plan.stand_in(recipe.engine),
             give_up_ms=give_up_ms,
         )
-        job = worker.Job("measure", candidate.recipe, measure=todo, files=_both(own, base), arrays=arrays)
-        with self.progress.step(f"measure {candidate.recipe.name}"):
+        job = worker.Job("measure", recipe, measure=todo, files=files, arrays=arrays)
+        with self.progress.step(f"measure {recipe.name}"):
             result, made = worker.run(job)
         files = {**made, "measured.json": codec.to_json(result["measured"])}
         self.cache.put(key, files)
         return files
 
 
-def _both(own: Made, base: Made) -> dict[str, bytes]:
-    """A candidate's and its baseline's files, as the worker wants them."""
-    mine = {f"candidate/{name}": data for name, data in own.files.items()}
-    return mine | {f"baseline/{name}": data for name, data in base.files.items()}
+def _loaded(
+    candidate: plan.Candidate, own: Made, base: Made
+) -> tuple[Recipe, dict[str, bytes], plan.Options]:
+    """What the worker loads: recipe, files, the baseline's options; the stand-in's where there is one."""
+    recipe, fp32 = candidate.recipe, plan.baseline(candidate)
+    mine, options = plan.measured(recipe.engine, own.files, recipe.runtime_options)
+    theirs, baseline_options = plan.measured(fp32.engine, base.files, fp32.runtime_options)
+    files = {f"candidate/{name}": data for name, data in mine.items()}
+    files |= {f"baseline/{name}": data for name, data in theirs.items()}
+    return dataclasses.replace(recipe, runtime_options=options), files, baseline_options

@@ -198,7 +198,8 @@ class Certificate:
     emulated_samples: int = field(default=0, metadata=LATER)
     """Rows that the emulated CPU answered; the rest of `samples` are `host_cpu`'s, which agreed on these."""
     stand_in: str = field(default="", metadata=LATER)
-    """Engine that answered in place of `engine`, which could not run here; empty: `engine` itself."""
+    """Engine and version that answered in place of `engine`, which could not run here (then
+    `engine_version` and `coverage` are empty); empty: `engine` itself."""
     per_class: tuple[ClassScore, ...] = field(default=(), metadata=LATER)
     robustness: tuple[Robustness, ...] = field(default=(), metadata=LATER)
     drift: tuple[Drift, ...] = field(default=(), metadata=LATER)

@@ -20,8 +20,11 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
     yield ""
     yield (
         f"  A {config.precision} model for {config.profile} ({config.architecture}"
-        f"{', ' + ' '.join(config.isa) if config.isa else ''}), run by {c.engine} {c.engine_version}."
+        f"{', ' + ' '.join(config.isa) if config.isa else ''}), run by "
+        f"{' '.join((c.engine, *c.engine_version.split()))}."
     )
+    if c.stand_in:
+        yield f"  NOT MEASURED ON {c.engine}: every figure below is of {c.stand_in} on the same graph."
     yield (
         f"  On {c.samples} evaluation samples its {c.metric} is {_interval(c.accuracy)}; "
         f"the fp32 model on the same engine reaches {_interval(c.baseline_accuracy)}."

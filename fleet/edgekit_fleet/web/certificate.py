@@ -42,7 +42,7 @@ def text(certificate: Certificate) -> str:
         ("Peak memory", f"{c.peak_rss_mib:.1f} MiB"),
         ("Model size", f"{c.size_bytes / 1000:.1f} kB"),
         ("Nodes", ", ".join(f"{n} on {unit}" for unit, n in sorted(c.coverage.items())) or "not known"),
-        ("Engine", f"{c.engine} {c.engine_version}"),
+        ("Engine", _engine(c)),
         ("Measured on", f"{c.host_cpu} ({c.host_architecture}), {where}"),
         ("CPU features", " ".join(c.host_isa) or "none known"),
         ("Dataset", f"sha256 {c.dataset_sha256}"),
@@ -53,6 +53,12 @@ def text(certificate: Certificate) -> str:
         *(("Warning", warning) for warning in c.warnings),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in lines)
+
+
+def _engine(certificate: Certificate) -> str:
+    if certificate.stand_in:
+        return f"not measured on {certificate.engine}: {certificate.stand_in} stood in"
+    return f"{certificate.engine} {certificate.engine_version}"
 
 
 def _interval(value: Interval) -> str:
