@@ -81,6 +81,9 @@ def _built_by_backend(engine: str) -> dict[str, bytes]:
     return backend.build(SourceModel(onnx_files(Path())["model.onnx"], inputs, outputs), recipe, {})
 
 
+NEEDS_HARDWARE = ("tensorrt",)
+"""Engines that a machine without their hardware cannot have. Their tests here are skipped with the reason
+that `version()` gives; any other engine that is missing is a failure."""
 LIBRARIES = {
     "litert": "ai_edge_litert",
     "onnxruntime": "onnxruntime",

@@ -17,7 +17,7 @@ import pytest
 from edgekit import backends, runtimes
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.runtimes import Array, Session
-from tests.conformance.models import INPUTS, LIBRARIES, MODELS, OUTPUTS, expected, files_of
+from tests.conformance.models import INPUTS, LIBRARIES, MODELS, NEEDS_HARDWARE, OUTPUTS, expected, files_of
 
 RNG = np.random.default_rng(7)
 
@@ -37,6 +37,11 @@ def engine(request: pytest.FixtureRequest) -> str:
     assert name in MODELS or name in backends.names(), (
         f"add a tiny model for the engine {name!r} to tests/conformance/models.py"
     )
+    if name in NEEDS_HARDWARE:
+        try:
+            runtimes.get(name).version()
+        except EngineMissing as exc:
+            pytest.skip(f"{exc.message} ({exc.hint})")
     return name
 
 

@@ -43,11 +43,12 @@ def outcome(
     profile_name: str = "generic-cpu",
     failed: str = "",
     error: str = "",
+    engine: str = "onnxruntime",
     **changes: Any,
 ) -> Outcome:
     """The fate of one candidate; `failed` names a gate that it did not pass."""
     chosen = profile.get(profile_name)
-    candidate = Candidate(chosen, chosen.target[0], Recipe("onnxruntime", precision), rank)
+    candidate = Candidate(chosen, chosen.target[0], Recipe(engine, precision), rank)
     if error:
         return Outcome(candidate, error=error)
     gates = (GateResult(failed or "accuracy", not failed, f"{failed} is too bad" if failed else "fine"),)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from edgekit import profile
 from edgekit.build import choose, gates
 from tests.unit.build.figures import outcome, slow
@@ -95,3 +97,27 @@ def test_the_front_holds_what_nothing_beats() -> None:
     broken = outcome("int8-dynamic", 3, error="cannot build")
     told = choose.explained([small, fast, beaten, broken], [fast], LATENCY)
     assert [one.on_front for one in told] == [True, True, False, False]
+
+
+def test_an_engine_that_was_not_measured_ships_beside_the_best_that_was() -> None:
+    """Whatever its stand-in's clock says; in the profile's order."""
+    kind: dict[str, Any] = {"engine": "tensorrt", "stand_in": "onnxruntime", "on_target": False}
+    elsewhere = outcome("int8", 0, latency=slow(9), **kind)
+    half = outcome("fp16", 1, latency=slow(1), **kind)
+    slower, faster = outcome("fp32", 2, latency=slow(2)), outcome("int8", 3, latency=slow(1))
+    outcomes = [elsewhere, half, slower, faster]
+    kept = choose.shipped(GENERIC, outcomes, LATENCY)
+    assert kept == [elsewhere, faster]
+    told = choose.explained(outcomes, kept, LATENCY)
+    assert [one.kept for one in told] == [True, False, False, True]
+    assert told[1].reason.startswith("passes; tensorrt.int8 is preferred")
+    assert told[2].reason.startswith("passes; onnxruntime.int8 is preferred")
+
+
+def test_a_profile_ships_what_passes_of_either_kind() -> None:
+    bad = outcome("int8", 0, engine="tensorrt", stand_in="onnxruntime", failed="accuracy")
+    good, worse = outcome("int8", 1), outcome("fp32", 2, failed="memory")
+    assert choose.shipped(GENERIC, [bad, good], LATENCY) == [good]
+    assert choose.shipped(GENERIC, [bad, worse], LATENCY) == []
+    assert choose.shipped(GENERIC, [bad, worse], LATENCY, gate=False) == [bad, worse]
+    assert choose.shipped(GENERIC, [bad, good], LATENCY, gate=False) == [good]

@@ -152,3 +152,15 @@ def test_a_timing_constraint_is_not_decided_on_another_machine() -> None:
 def test_a_bad_constraint_says_what_there_is(text: str) -> None:
     with pytest.raises(InputError, match="--max"):
         gates.constraint(text, is_maximum=True)
+
+
+def test_another_engines_speed_memory_and_units_decide_nothing() -> None:
+    seen = figures(stand_in="onnxruntime", on_target=False, latency=slow(99), peak_rss_mib=999.0)
+    budget = Budget(latency_p95_ms=1.0, peak_rss_mib=10.0, min_coverage=0.9)
+    limits = [gates.constraint("peak_rss_mib=10", is_maximum=True)]
+    found = {one.gate: one for one in gates.judge(seen, budget, size_matters=False, constraints=limits)}
+    assert all(one.passed for one in found.values())
+    for name in ("speed", "latency", "memory", "coverage", "peak_rss_mib"):
+        assert "not decided, onnxruntime stood in" in found[name].reason
+    lost = figures(stand_in="onnxruntime", on_target=False, accuracy=stats.wilson(400, 800))
+    assert not gates.judge(lost, budget, size_matters=False)[0].passed, "answers do decide"
