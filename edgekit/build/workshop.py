@@ -100,8 +100,8 @@ class Workshop:
             if made.error:
                 raise made.error
         here = self._here(candidate, own, base, give_up_ms)
-        if self.emulation is None:
-            return here
+        if self.emulation is None or here.stand_in:
+            return here  # an emulated CPU has no GPU either
         return self.emulation.retake(candidate, (own.key, own.files), (base.key, base.files), here)
 
     def _here(self, candidate: plan.Candidate, own: Made, base: Made, give_up_ms: float) -> Measurement:
