@@ -1,12 +1,13 @@
 """edgekit: from a trained model to a governed fleet of devices.
 
-The commands are functions too: `edgekit.build`, `optimize`, `convert`, `bench`, `compare`, `rebuild`
-(`edgekit.build.api` has them). They are loaded when they are asked for: a device imports this package often.
+The commands are functions too: `edgekit.build`, `optimize`, `convert`, `compress`, `bench`, `compare`,
+`rebuild` (`edgekit.build.api` has them). They are loaded when they are asked for: a device imports this
+package often.
 """
 
 from typing import Any
 
-_COMMANDS = ("optimize", "convert", "bench", "compare", "rebuild", "Built")
+_COMMANDS = ("optimize", "convert", "compress", "bench", "compare", "rebuild", "Built")
 
 
 def __getattr__(name: str) -> Any:

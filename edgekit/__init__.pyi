@@ -4,6 +4,7 @@ from edgekit.build.api import Built as Built
 from edgekit.build.api import bench as bench
 from edgekit.build.api import build as build
 from edgekit.build.api import compare as compare
+from edgekit.build.api import compress as compress
 from edgekit.build.api import convert as convert
 from edgekit.build.api import optimize as optimize
 from edgekit.build.api import rebuild as rebuild

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from edgekit.bundle.model import TensorSpec
+from edgekit.bundle.model import TensorSpec, Training
 from edgekit.errors import EngineMissing
 from edgekit.profile import CalibrationPolicy, Target
 
@@ -36,6 +36,8 @@ class SourceModel:
     """Of the file (or folder) that was read, before conversion and clean-up."""
     format: str = "onnx"
     """What the file was: a name of `edgekit.build.sources.FORMATS`, or "onnx"."""
+    training: Training | None = None
+    """What the file says of its own making."""
 
     @cached_property
     def sha256(self) -> str:

@@ -7,7 +7,7 @@ iterable of rows. Every function raises the errors of `edgekit.errors`, with one
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from edgekit import profile as profiles_
 from edgekit.backends import SourceModel
 from edgekit.build import bench as benching
 from edgekit.build import compare as comparing
+from edgekit.build import compress as compressing
 from edgekit.build import convert as converting
 from edgekit.build import data, folder, gates, pipeline, report, reporting
 from edgekit.build import optimize as optimizing
@@ -26,6 +27,7 @@ from edgekit.build import rebuild as rebuilding
 from edgekit.build.bench import Subject, Timed
 from edgekit.build.cache import Cache, default_folder
 from edgekit.build.compare import Comparison
+from edgekit.build.compress import Compressed
 from edgekit.build.data import Naming
 from edgekit.build.progress import Progress
 from edgekit.build.rebuild import Rebuilt
@@ -75,6 +77,7 @@ def build(
     label_names: Sequence[str] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     trust_source: bool = False,
+    baseline: Paths | None = None,
     metric: str = "accuracy",
     decode: str = "",
     precisions: Sequence[str] = (),
@@ -110,6 +113,7 @@ def build(
         calibration=_data(calibration),
         evaluate=_data(evaluate),
         source=SourceOptions(dict(shapes or {}), trust_source),
+        baseline=Path(baseline) if baseline else None,
         naming=Naming(dict(inputs or {}), labels),
         affine=tuple(affine),
         image=image,
@@ -218,6 +222,34 @@ def convert(
     name = chosen.name if chosen else "any"
     folder.write(Path(output), folder.config(found, recipe, files, name), files)
     return found
+
+
+def compress(
+    recipe: Paths,
+    output: Paths,
+    *,
+    original: Paths | None = None,
+    trust_source: bool = False,
+    cache: Paths | bool = True,
+    progress: Progress | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Compressed:
+    """`edgekit compress`: the recipe's result as the ONNX file `output`, its start as `original`.
+
+    `on_line` gets one line per epoch. Raises ConfigError, ModelError, DataError.
+    """
+    made = compressing.compress(
+        Path(recipe),
+        trust=trust_source,
+        original=original is not None,
+        cache=_cache(cache),
+        progress=progress,
+        on_line=on_line,
+    )
+    write_bytes(Path(output), made.onnx)
+    if original is not None:
+        write_bytes(Path(original), made.original)
+    return made
 
 
 def bench(

@@ -51,6 +51,8 @@ class Context:
     decode: str = ""
     """"FILE.py:FUNCTION" that turns outputs into what the metric reads."""
     drift: tuple[Drift, ...] = ()
+    baseline: SourceModel | None = None
+    """What accuracy and speed are held against, where it is not `model` itself."""
 
     def scores(self, measurement: Measurement) -> tuple[Score, Score]:
         """Of the candidate, and of fp32. Raises DataError when outputs and labels do not fit the metric."""
@@ -206,6 +208,8 @@ def _certificate(
         per_class=context.per_class(measurement),
         robustness=robustness,
         drift=context.drift if recipe.needs_calibration else (),
+        baseline_sha256=context.baseline.file_sha256 if context.baseline else "",
+        training=context.model.training,
     )
 
 

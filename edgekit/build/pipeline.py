@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit import codec, host
+from edgekit.build import baseline as baselines
 from edgekit.build import (
     certify,
     choose,
@@ -189,6 +190,9 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
     names = request.label_names or evaluation.label_names
     if metric.classifies and not request.decode:
         _check_labels(evaluation, model.outputs[0].shape, names)
+    reference = None
+    if request.baseline:
+        reference = baselines.load(request.baseline, model, cache, request.source, progress)
     context = Context(
         model,
         steps,
@@ -204,6 +208,7 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
         metric,
         request.decode,
         drift,
+        reference,
     )
     return context, calibration
 

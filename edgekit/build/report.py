@@ -102,11 +102,22 @@ def _provenance(report: Report) -> dict[str, Any]:
             "sha256": context.model.file_sha256,
             "format": context.model.format,
         },
+        **_compression(context),
         "calibration": _data(report.calibration),
         "evaluation": _data(context.evaluation),
         "host": codec.to_plain(context.host),
         "tools": {engine: _tools(engine) for engine in engines},
     }
+
+
+def _compression(context: Context) -> dict[str, Any]:
+    """What a model that was compressed with training is held against, and how it was made."""
+    found: dict[str, Any] = {}
+    if context.baseline:
+        found["baseline"] = {"sha256": context.baseline.file_sha256, "format": context.baseline.format}
+    if context.model.training:
+        found["training"] = codec.to_plain(context.model.training)
+    return found
 
 
 def _data(data: Data) -> dict[str, Any]:
@@ -189,6 +200,7 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     for name, shape in request.source.shapes.items():
         words += ["--shape", f"{name}={','.join(map(str, shape))}"]
     words += ["--trust-source"] if request.source.trust else []
+    words += ["--baseline", str(request.baseline)] if request.baseline else []
     words += [word for text in request.affine for word in ("--affine", text)]
     words += ["--image", request.image] if request.image else []
     words += ["--label-names", ",".join(request.label_names)] if len(request.label_names) > 1 else []

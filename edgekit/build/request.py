@@ -35,6 +35,8 @@ class Request:
     calibration: data.Source
     evaluate: data.Source
     source: SourceOptions = field(default_factory=SourceOptions)
+    baseline: Path | None = None
+    """The fp32 model that accuracy and speed are held against; None: `model` itself."""
     naming: data.Naming = field(default_factory=data.Naming)
     affine: tuple[str, ...] = ()
     """`[INPUT:]SCALE,OFFSET`: real = (stored - OFFSET) * SCALE."""

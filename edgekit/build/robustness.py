@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from edgekit import codec
-from edgekit.backends import Recipe
+from edgekit.backends import Recipe, SourceModel
 from edgekit.build import disturb, plan, stats, userfunc
 from edgekit.build.cache import key_of
 from edgekit.build.certify import Context
@@ -39,7 +39,10 @@ class Checked:
 
 
 def check(
-    outcomes: Sequence[Outcome], workshop: Workshop, made: Callable[[Recipe], Made], build_s: float
+    outcomes: Sequence[Outcome],
+    workshop: Workshop,
+    made: Callable[[Recipe, SourceModel | None], Made],
+    build_s: float,
 ) -> dict[str, Checked]:
     """By candidate's name. `build_s`: what the build took so far; this may take a tenth of it.
 
@@ -63,12 +66,12 @@ def check(
     return {name: known[key] for name, key in keys.items() if key in known}
 
 
-def _key(outcome: Outcome, context: Context, made: Callable[[Recipe], Made]) -> str:
+def _key(outcome: Outcome, context: Context, made: Callable[[Recipe, SourceModel | None], Made]) -> str:
     candidate, metric = outcome.candidate, context.metric.name
     functions = {name: userfunc.digest(name).hex() for name in (metric, context.decode) if ".py:" in name}
     question = {
-        "candidate": made(candidate.recipe).key,
-        "baseline": made(plan.baseline(candidate)).key,
+        "candidate": made(candidate.recipe, None).key,
+        "baseline": made(plan.baseline(candidate), context.baseline).key,
         "evaluation": context.evaluation.sha256,
         "preprocessing": context.preprocessing,
         "runtime_options": candidate.recipe.runtime_options,
@@ -91,7 +94,9 @@ def _worth(outcome: Outcome, context: Context) -> bool:
     return bool(disturb.disturbances({n: a[:1] for n, a in context.evaluation.inputs.items()}))
 
 
-def _check(outcome: Outcome, workshop: Workshop, made: Callable[[Recipe], Made], build_s: float) -> Checked:
+def _check(
+    outcome: Outcome, workshop: Workshop, made: Callable[[Recipe, SourceModel | None], Made], build_s: float
+) -> Checked:
     measurement, name, context = outcome.measurement, outcome.candidate.name, workshop.context
     if measurement is None:
         return Checked()
@@ -101,7 +106,8 @@ def _check(outcome: Outcome, workshop: Workshop, made: Callable[[Recipe], Made],
     chosen = disturb.places(context.evaluation.rows, count)
     rows = _some(context.evaluation.inputs, chosen)
     kinds = disturb.disturbances(rows)
-    own, base = made(outcome.candidate.recipe), made(plan.baseline(outcome.candidate))
+    own = made(outcome.candidate.recipe, None)
+    base = made(plan.baseline(outcome.candidate), context.baseline)
     try:
         ours, theirs = workshop.answers(outcome.candidate, own, base, _joined(list(kinds.values())))
         return Checked(_scored(context, measurement, chosen, list(kinds), ours, theirs))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from edgekit import codec
-from edgekit.backends import Recipe
+from edgekit.backends import Recipe, SourceModel
 from edgekit.build import choose, forecast, gates, plan, support
 from edgekit.build.choose import Outcome
 from edgekit.build.forecast import Graph
@@ -86,14 +86,19 @@ class Search:
 
     def _build_ahead(self, families: Sequence[Family]) -> None:
         """All first recipes and their baselines side by side, as many as fit into memory."""
-        recipes = {}
+        wanted: dict[bytes, tuple[Recipe, SourceModel | None]] = {}
         for family in families:
             chosen = self._first_worthy(family)
-            for recipe in (chosen.recipe, plan.baseline(chosen)) if chosen else ():
-                recipes[_bytes_of(recipe)] = recipe
+            for recipe, model in self._needs(chosen) if chosen else ():
+                wanted[_bytes_of(recipe, model)] = recipe, model
         with ThreadPoolExecutor(max_workers=self._jobs()) as pool:
-            made = pool.map(self.workshop.make, recipes.values())
-            self._made.update(zip(recipes, made, strict=True))
+            made = pool.map(lambda pair: self.workshop.make(*pair), wanted.values())
+            self._made.update(zip(wanted, made, strict=True))
+
+    def _needs(self, candidate: Candidate) -> list[tuple[Recipe, SourceModel | None]]:
+        """What is built of which model for one candidate: itself, and fp32 of the source and the baseline."""
+        fp32, other = plan.baseline(candidate), self.workshop.context.baseline
+        return [(candidate.recipe, None), (fp32, None), *([(fp32, other)] if other else [])]
 
     def _jobs(self) -> int:
         need_mib = JOB_MIB + JOB_COPIES * len(self.workshop.context.model.onnx) / forecast.MIB
@@ -176,9 +181,11 @@ class Search:
         return outcome
 
     def _outcome(self, candidate: Candidate) -> Outcome:
-        own, base = self.made(candidate.recipe), self.made(plan.baseline(candidate))
+        own, source, *other = (self.made(*need) for need in self._needs(candidate))
+        base = other[0] if other else source
         try:
-            measurement = self.workshop.measure(candidate, own, base, self._give_up_ms(candidate, own))
+            give_up_ms = self._give_up_ms(candidate, own)
+            measurement = self.workshop.measure(candidate, own, base, give_up_ms, source)
             figures, verdicts = self.judge(candidate, measurement)
         except DataError:
             raise  # the data do not fit the metric: true of every candidate
@@ -203,11 +210,11 @@ class Search:
         ]
         return HOPELESS * min(rivals) if rivals else 0.0
 
-    def made(self, recipe: Recipe) -> Made:
-        """What a recipe made, built at most once."""
-        key = _bytes_of(recipe)
+    def made(self, recipe: Recipe, model: SourceModel | None = None) -> Made:
+        """What a recipe made, built at most once; of `model` where that is not the source model."""
+        key = _bytes_of(recipe, model)
         if key not in self._made:
-            self._made[key] = self.workshop.make(recipe)
+            self._made[key] = self.workshop.make(recipe, model)
         return self._made[key]
 
     def _late(self) -> bool:
@@ -227,6 +234,8 @@ def refusal(failed: Sequence[str], outcomes: Sequence[choose.Outcome]) -> tuple[
     )
 
 
-def _bytes_of(recipe: Recipe) -> bytes:
-    """Recipes that make the same files: what the device's engine is told does not change them."""
-    return codec.to_json(dataclasses.replace(recipe, runtime_options={}))
+def _bytes_of(recipe: Recipe, model: SourceModel | None = None) -> bytes:
+    """Recipes that make the same files: what the device's engine is told does not change them. `model`: the
+    baseline where it is another than the source."""
+    name = model.sha256.encode() if model else b""
+    return name + codec.to_json(dataclasses.replace(recipe, runtime_options={}))

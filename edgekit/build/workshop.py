@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import backends, codec
-from edgekit.backends import Recipe
+from edgekit.backends import Recipe, SourceModel
 from edgekit.build import plan, userfunc, worker
 from edgekit.build.cache import Cache, key_of
 from edgekit.build.certify import Context
@@ -64,14 +64,16 @@ class Workshop:
     _known: dict[str, _Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def make(self, recipe: Recipe) -> Made:
-        """Build one candidate; a failure is remembered in the result. Called by several threads."""
+    def make(self, recipe: Recipe, model: SourceModel | None = None) -> Made:
+        """Build one candidate, of `model` where that is not the source model; a failure is remembered in the
+        result. Called by several threads."""
+        model = model or self.context.model
         try:
             tools = backends.get(recipe.engine).tools()
         except EngineMissing as exc:
             return Made("", {}, exc)
         question = {
-            "model": self.context.model.sha256,
+            "model": model.sha256,
             "recipe": dataclasses.replace(recipe, runtime_options={}),
             "calibration": self.calibration.sha256 if recipe.needs_calibration else "",
             "preprocessing": self.context.preprocessing if recipe.needs_calibration else "",
@@ -82,7 +84,7 @@ class Workshop:
             return Made(key, files)
         with self.progress.step(f"build {recipe.name}"):
             arrays = self.calibration.inputs if recipe.needs_calibration else {}
-            job = worker.Job("build", recipe, model=self.context.model, arrays=arrays)
+            job = worker.Job("build", recipe, model=model, arrays=arrays)
             begin = time.monotonic()
             try:
                 _, files = self.builder(job)
@@ -92,25 +94,37 @@ class Workshop:
         return Made(key, files, seconds=time.monotonic() - begin)
 
     def measure(
-        self, candidate: plan.Candidate, own: Made, base: Made, give_up_ms: float = 0.0
+        self,
+        candidate: plan.Candidate,
+        own: Made,
+        base: Made,
+        give_up_ms: float = 0.0,
+        source: Made | None = None,
     ) -> Measurement:
         """Figures of one candidate beside its baseline. Raises EngineError when there are none, or when its
-        first runs take longer than `give_up_ms` (0: never)."""
-        for made in (own, base):
+        first runs take longer than `give_up_ms` (0: never).
+
+        `source`: fp32 of the source model, where the baseline is another model. Golden samples ask for its
+        classes, for they tell whether a device computes the variant rightly.
+        """
+        source = source or base
+        for made in (own, base, source):
             if made.error:
                 raise made.error
-        here = self._here(candidate, own, base, give_up_ms)
+        here = self._here(candidate, own, base, source, give_up_ms)
         if self.emulation is None or here.stand_in:
             return here  # an emulated CPU has no GPU either
-        return self.emulation.retake(candidate, (own.key, own.files), (base.key, base.files), here)
+        first, second, third = ((made.key, made.files) for made in (own, base, source))
+        return self.emulation.retake(candidate, first, second, third, here)
 
-    def _here(self, candidate: plan.Candidate, own: Made, base: Made, give_up_ms: float) -> Measurement:
+    def _here(
+        self, candidate: plan.Candidate, own: Made, base: Made, source: Made, give_up_ms: float
+    ) -> Measurement:
         is_baseline = own.key == base.key
-        reference = None
-        if not is_baseline:
-            fp32 = plan.Candidate(candidate.profile, candidate.target, plan.baseline(candidate), 0)
-            reference = self._here(fp32, base, base, 0.0).outputs
-        seen = self._measured(candidate, own, base, reference, give_up_ms)
+        fp32 = plan.Candidate(candidate.profile, candidate.target, plan.baseline(candidate), 0)
+        reference = None if is_baseline else self._here(fp32, base, base, base, 0.0).outputs
+        golden = None if own.key == source.key else self._here(fp32, source, source, source, 0.0).outputs
+        seen = self._measured(candidate, own, base, golden, give_up_ms)
         return Measurement(
             measured=seen.measured,
             golden_files=seen.golden_files,

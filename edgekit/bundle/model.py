@@ -156,6 +156,25 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How `edgekit compress` made the source model, as that file says of itself."""
+
+    methods: tuple[str, ...]
+    """In order, with what is not a default: "prune ratio=0.4 epochs=6"."""
+    parent_sha256: str
+    """Of the model that was compressed."""
+    recipe_sha256: str
+    data_sha256: str
+    """Of the training rows."""
+    seed: int
+    epochs: int
+    losses: tuple[float, ...]
+    """Mean training loss of each epoch."""
+    teacher_sha256: str = ""
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was measured, on what, and which gates it passed. Not deterministic: it holds timings."""
 
@@ -203,6 +222,9 @@ class Certificate:
     per_class: tuple[ClassScore, ...] = field(default=(), metadata=LATER)
     robustness: tuple[Robustness, ...] = field(default=(), metadata=LATER)
     drift: tuple[Drift, ...] = field(default=(), metadata=LATER)
+    baseline_sha256: str = field(default="", metadata=LATER)
+    """Of the model file that accuracy and speed were held against, where it is another than the source."""
+    training: Training | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,12 @@ def register(subparsers: Any) -> None:
     )
     _flags.add_source(parser)
     parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="MODEL",
+        help="fp32 model that accuracy and speed are held against (default: the model itself)",
+    )
+    parser.add_argument(
         "--profile", action="append", required=True, metavar="NAME", help="device profile; repeat for more"
     )
     parser.add_argument(
@@ -235,6 +241,7 @@ def _request(args: argparse.Namespace) -> Request:
         calibration=args.calibration,
         evaluate=args.evaluate,
         source=_flags.source(args),
+        baseline=args.baseline,
         naming=_flags.naming(args),
         affine=tuple(args.affine),
         image=args.image,

@@ -78,9 +78,11 @@ class Emulation:
         candidate: Candidate,
         own: tuple[str, Mapping[str, bytes]],
         base: tuple[str, Mapping[str, bytes]],
+        source: tuple[str, Mapping[str, bytes]],
         here: Measurement,
     ) -> Measurement:
-        """The same measurement with the device's answers. `own` and `base`: build key and files.
+        """The same measurement with the device's answers. `own`, `base`, `source`: build key and files of the
+        candidate, of the baseline, and of the source model's fp32, whose classes golden samples carry.
 
         Raises EngineError when the engine fails there.
         """
@@ -92,8 +94,9 @@ class Emulation:
         told = baseline
         if not here.is_baseline:
             classes = None
-            if self.context.metric.classifies:
-                classes = _golden.classes(next(iter(baseline.outputs.values())))
+            if self.context.metric.classifies and own[0] != source[0]:
+                fp32 = self._told(device, candidate, plan.baseline(candidate), source, chosen, None)
+                classes = _golden.classes(next(iter(fp32.outputs.values())))
             told = self._told(device, candidate, candidate.recipe, own, chosen, classes)
         measured = dataclasses.replace(
             here.measured,

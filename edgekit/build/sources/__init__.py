@@ -17,14 +17,15 @@ from typing import Any
 from edgekit import codec, toolenv
 from edgekit.backends import SourceModel, versions
 from edgekit.build.cache import Cache, key_of
-from edgekit.build.sources import _check, _clean, _probe, _tool, onnx_file
+from edgekit.build.sources import _check, _clean, _probe, _tool, onnx_file, record
 from edgekit.build.sources._base import Format, Look, Probe, SourceOptions
 from edgekit.build.sources._detect import FORMATS, look_at, recognise
 from edgekit.build.sources._probe import TOLERANCE
-from edgekit.bundle.model import TensorSpec
+from edgekit.build.sources._rename import renamed
+from edgekit.bundle.model import TensorSpec, Training
 from edgekit.errors import ModelError
 
-__all__ = ["FORMATS", "TOLERANCE", "SourceOptions", "load", "parse_shape"]
+__all__ = ["FORMATS", "TOLERANCE", "SourceOptions", "load", "look_at", "parse_shape", "recognise", "renamed"]
 
 ONNX = "onnx"
 
@@ -35,6 +36,7 @@ class _Known:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    training: Training | None = None
 
 
 def load(
@@ -94,6 +96,7 @@ def _accepted(
     path: Path, model: Any, options: SourceOptions, probes: tuple[Probe, ...], *, batch: bool
 ) -> tuple[bytes, _Known]:
     """Checked and cleaned; compared with itself before the clean-up on the probes' inputs."""
+    training = record.taken(path, model)
     _check.apply_hints(path, model, options.shapes)
     if not batch:
         _check.close_batch(model)
@@ -105,11 +108,12 @@ def _accepted(
         questions = [probe.inputs for probe in probes] or _probe.questions(inputs)
     except ModelError as exc:
         raise ModelError(f"{path}: {exc.message}", exc.hint) from None
-    return _clean.clean(path, model, questions), _Known(inputs, outputs)
+    return _clean.clean(path, model, questions), _Known(inputs, outputs, training)
 
 
 def _model(onnx: bytes, ports: _Known, digest: str, form: Format | None) -> SourceModel:
-    return SourceModel(onnx, ports.inputs, ports.outputs, digest, format=form.name if form else ONNX)
+    name = form.name if form else ONNX
+    return SourceModel(onnx, ports.inputs, ports.outputs, digest, format=name, training=ports.training)
 
 
 def _bytes(look: Look) -> bytes:
