@@ -51,6 +51,12 @@ def small():
 
 def large():
     return Net(32)
+
+
+def steep():
+    layer = nn.Linear(192, 4)
+    nn.init.uniform_(layer.weight, -10.0, 10.0)
+    return nn.Sequential(nn.Flatten(), layer)
 '''
 MODEL = """
 [model]
@@ -209,7 +215,10 @@ def test_the_build_judges_it_by_the_original(place: Path, made: dict[str, Any]) 
 
 
 def test_a_loss_that_is_no_number_is_one_line(place: Path) -> None:
-    text = MODEL.format(weights="", limit=300) + TRAIN.format(epochs=2, rate=1e6)
+    with np.load(place / "rows.npz") as rows:
+        np.savez(place / "huge.npz", picture=rows["picture"] * np.float32(5e37), labels=rows["labels"])
+    text = MODEL.format(weights="", limit=300).replace("rows.npz", "huge.npz").replace(":small", ":steep")
+    text += TRAIN.format(epochs=1, rate=0.1)
     with pytest.raises(ModelError, match=r"step 1 \(train\), epoch \d: the loss is (nan|inf)") as refusal:
         edgekit.compress(recipe(place, text, "nan.toml"), place / "none.onnx", trust_source=True)
     assert "learning_rate" in refusal.value.hint
