@@ -131,8 +131,8 @@ def main() -> int:
     note = (
         "CIFAR-10 as JPEG, 5,000 training and 2,000 test pictures; accuracy with its 95 % interval, paired "
         "test against fp32 ResNet-20; latency at batch 1, interleaved with it; the gate asks for "
-        f"{RATIO} x its accuracy. Teacher: ResNet-56. {here.cpu}, {here.cores} cores; minutes of training with "
-        "one thread, on a machine that other work shared."
+        f"{RATIO} x its accuracy. Teacher: ResNet-56. {here.cpu}, {here.cores} cores; minutes of training "
+        "with one thread, on a machine that other work shared."
     )
     columns = ["onnxruntime", "accuracy", "p", "parameters", "size", "p50", "gate", "minutes / CPU minutes"]
     answer = {
