@@ -11,7 +11,7 @@ import edgekit
 from edgekit import backends, codec
 from edgekit.build.certify import Context
 from edgekit.build.choose import Outcome
-from edgekit.build.data import Data
+from edgekit.build.data import Data, Rows
 from edgekit.build.forecast import forecast
 from edgekit.build.measurement import Measurement
 from edgekit.build.pipeline import Report
@@ -193,7 +193,9 @@ def _per_class(measurement: Measurement, context: Context) -> list[dict[str, Any
 
 
 def reproduce(outcome: Outcome, request: Request) -> str:
-    """The command that builds this candidate alone."""
+    """The command that builds this candidate alone; empty where rows came from a Python program."""
+    if isinstance(request.calibration, Rows) or isinstance(request.evaluate, Rows):
+        return ""
     recipe = outcome.candidate.recipe
     words = ["edgekit", "build", str(request.model), "--profile", outcome.candidate.profile.name]
     words += ["--calibration", str(request.calibration), "--evaluate", str(request.evaluate)]

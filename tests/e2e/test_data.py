@@ -20,6 +20,7 @@ from edgekit.crypto.keyring import KeyRing
 from edgekit.errors import DataError
 from edgekit.runtimes._preprocess import to_engine
 from edgekit_agent.serve import documents
+from tests.unit.build import models
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CIFAR, RESNET = SHARED / "cifar10-jpeg", SHARED / "cifar10-resnet20" / "resnet20.onnx"
@@ -78,6 +79,33 @@ def test_a_tar_of_pictures_becomes_a_bundle_that_takes_pixels(
     assert cli.main([*again, "--calibration", f"{CIFAR / 'train_5000.tar'}[0:99]"]) == 2
     assert "calibration data" in capsys.readouterr().err
     assert cli.main(["bench", str(out), "--data", f"{CIFAR / 'test_2000.tar'}[0:20]", "--json"]) == 0
+
+
+def test_a_variant_that_saturates_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    """Two large values are compared. A quarter louder, both reach the end of int8's range; fp32 has none."""
+    weight = np.eye(4, 2, dtype=np.float32)
+    rows = np.random.default_rng(0).uniform(0.8, 1.0, (500, 4)).astype(np.float32)
+    built = edgekit.build(
+        models.saved(tmp_path, models.linear(weight=weight)),
+        "jetson",
+        calibration=rows[:200],
+        evaluate=[(row, int(row[1] > row[0])) for row in rows[200:]],
+        engines=["onnxruntime"],
+        precisions=["int8"],
+        effort="quick",
+        objective="size",
+        gate=False,
+    )
+    certificate = built.variants[0].certificate
+    found = {one.disturbance: one for one in certificate.robustness}
+    assert list(found) == ["noise", "gain"]
+    gain = found["gain"]
+    assert gain.baseline_clean == gain.baseline == 1.0
+    assert gain.clean > 0.9 > 0.7 > gain.value
+    (line,) = (line for line in certificate.warnings if "hurts it more than fp32" in line)
+    assert line.startswith("gain hurts it more than fp32: accuracy 0.9")
+    assert certificate.drift[0].outside < 0.02
+    assert built.report["candidates"][0]["reproduce"] == ""  # rows from Python have no command
 
 
 DIGITS = """

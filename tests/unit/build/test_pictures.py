@@ -260,6 +260,24 @@ def test_whatever_a_disk_does_to_the_data(
         assert "\n" not in refusal.message
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")), st.data())
+def test_whatever_a_disk_does_to_a_picture(kind: str, draw: st.DataObject) -> None:
+    content = bytearray(_noise(kind))
+    place = draw.draw(st.integers(0, len(content) - 1) | st.integers(0, 60))
+    content[place] ^= draw.draw(st.integers(0, 255))
+    if draw.draw(st.booleans()):
+        content = content[:place]
+    made = images.frame("data", (NHWC,), images.parse(""))
+    try:
+        pixels = images.decode("one.png", bytes(content), made, images.parse(""))
+    except DataError as refusal:
+        assert "one.png" in refusal.message
+        assert "\n" not in refusal.message
+    else:
+        assert pixels.shape == (8, 8, 3)
+
+
 def test_resizing(tmp_path: Path) -> None:
     """A picture of 16 x 8: left half red, right half blue."""
     wide = Pillow.new("RGB", (16, 8), RED)
