@@ -63,6 +63,9 @@ class Target:
     """For onnxruntime: "ort" where the device has a reduced build without the ONNX parser."""
     reduce_range: bool = False
     """7-bit weights, for x86 without VNNI where u8*s8 saturates."""
+    unit: str = ""
+    """Compute unit, as the engine's coverage names it, that `budget.min_coverage` is about, e.g.
+    "TensorrtExecutionProvider" or "CPU/i8"; empty: the busiest one."""
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ class Device:
     isa: tuple[str, ...]
     engines: dict[str, str]
     """Engine name to installed version."""
+    cpu: str = ""
 
 
 def describe(section: DeviceSection) -> Device:
@@ -39,6 +40,7 @@ def describe(section: DeviceSection) -> Device:
         architecture=machine.architecture,
         isa=machine.isa,
         engines=engines(),
+        cpu=machine.cpu,
     )
 
 

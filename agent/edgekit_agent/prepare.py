@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from edgekit import bundle
 from edgekit.bundle import Bundle, VariantEntry
 from edgekit.crypto import sealing
 from edgekit.crypto.keys import SealingKey, VerifyKey
-from edgekit.errors import DecryptError, DigestError, FormatError, InputError
+from edgekit.errors import BundleError, DecryptError, DigestError, FormatError, InputError
+from edgekit.runtimes import _known_bad
 from edgekit.wire import Assignment
 from edgekit_agent import memfd
 from edgekit_agent.device import Device
 from edgekit_agent.messages import Load
 
+log = logging.getLogger(__name__)
 MAX_VARIANTS = 3
 """Variants that are tried when the first one answers wrongly on this device."""
 
@@ -84,11 +87,32 @@ def open_assigned(path: Path, assignment: Assignment, trusted: Sequence[VerifyKe
 
 
 def fitting(opened: Bundle, device: Device) -> list[VariantEntry]:
-    """Variants for this device, best first; all for the same profile. Raises BundleError when none fits."""
+    """Variants for this device, best first; all for the same profile.
+
+    Raises BundleError when none fits, or this device's engines are known to compute all of them wrongly.
+    """
     found = bundle.select(
         opened.variants, device.profile, device.architecture, device.isa, device.engines, device.emulated
     )
-    return [entry for entry in found if entry.config.profile == found[0].config.profile][:MAX_VARIANTS]
+    told = {item.variant: item.recipe_options for item in opened.provenance.variants}
+    place = _known_bad.Place(device.architecture, device.isa, (device.cpu,))
+    good, reasons = [], []
+    for entry in found:
+        config = entry.config
+        made = _known_bad.Made(
+            config.engine.name, config.precision, {**told.get(config.variant, {}), **config.options}
+        )
+        if bad := _known_bad.of_version(made, device.engines[config.engine.name], place):
+            reasons.append(f"{config.variant}: {bad.reason}")
+        else:
+            good.append(entry)
+    if not good:
+        raise BundleError(
+            f"no variant is right on this device: {'; '.join(reasons)}", "install another engine"
+        )
+    for reason in reasons:
+        log.warning("avoided: %s", reason)
+    return [entry for entry in good if entry.config.profile == good[0].config.profile][:MAX_VARIANTS]
 
 
 def assigned_key(assignment: Assignment, key: SealingKey) -> bytes | None:

@@ -72,6 +72,9 @@ def _options(precision: str, target: Target, policy: CalibrationPolicy) -> Itera
         methods = dict.fromkeys((policy.method, "average", "percentile", "minmax"))
         for method in methods:
             yield {**plain, "activation": target.activation, "method": method}
+            if method == policy.method and target.activation == "u8" and not target.reduce_range:
+                # For x86 without VNNI, where 8-bit weights saturate (`host.saturates`) and 7-bit ones cannot.
+                yield {**plain, "activation": "u8", "method": method, "reduce_range": True}
         # What is left of a transformer when softmax, normalisation and sums stay in floating point.
         yield {**plain, "activation": target.activation, "method": policy.method, "only": "products"}
     elif precision in ("int8-weights", "int4-weights"):

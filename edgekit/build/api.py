@@ -91,6 +91,7 @@ def build(
     robustness: bool = True,
     emulate_rows: int = 200,
     layers: bool = False,
+    try_known_bad: bool = False,
     gate: bool = True,
     jobs: int | None = None,
     name: str = "",
@@ -133,6 +134,7 @@ def build(
         robustness=robustness,
         emulate_rows=emulate_rows,
         layers=layers,
+        try_known_bad=try_known_bad,
         gate=gate,
         jobs=jobs or os.cpu_count() or 1,
     )

@@ -108,6 +108,7 @@ def figures(candidate: Candidate, measurement: Measurement, context: Context) ->
         emulated_rows=measurement.emulated_rows,
         is_emulated_only=bool(measurement.rows),
         host_gap=measurement.host_gap,
+        unit=candidate.target.unit,
     )
 
 

@@ -52,6 +52,8 @@ class Figures:
     """Only those rows are judged, for there this host answers differently."""
     host_gap: float = 0.0
     """Largest difference between the emulated CPU's answers and this host's; 0 without emulation."""
+    unit: str = ""
+    """Compute unit that the target wants; empty: whichever is busiest."""
 
     @property
     def size_mib(self) -> float:
@@ -234,7 +236,14 @@ def _coverage(figures: Figures, budget: Budget) -> GateResult:
     total = sum(figures.coverage.values())
     if not total:
         return GateResult("coverage", False, "the engine cannot tell on which unit its nodes run")
-    unit, nodes = max(figures.coverage.items(), key=lambda item: item[1])
+    busiest = max(figures.coverage, key=lambda unit: figures.coverage[unit])
+    unit = figures.unit or busiest
+    nodes = figures.coverage.get(unit, 0)
     good = nodes / total >= budget.min_coverage
-    reason = f"{nodes} of {total} nodes on {unit}, {budget.min_coverage:.0%} wanted"
+    fallback = "" if good else f"; the others fell back to {_others(figures.coverage, unit)}"
+    reason = f"{nodes} of {total} nodes on {unit}, {budget.min_coverage:.0%} wanted{fallback}"
     return GateResult("coverage", good, reason)
+
+
+def _others(coverage: dict[str, int], unit: str) -> str:
+    return ", ".join(f"{other} ({nodes})" for other, nodes in sorted(coverage.items()) if other != unit)

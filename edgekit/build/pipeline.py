@@ -155,7 +155,10 @@ def _layers(request: Request, seeker: Search, kept: Sequence[Outcome]) -> dict[s
 
 def plan_only(request: Request) -> tuple[list[Family], list[str]]:
     """Every family that `build` would try, and a line for each target that it cannot."""
-    plans = [plan.families(profile, request.precisions, request.engines) for profile in request.profiles]
+    plans = [
+        plan.families(profile, request.precisions, request.engines, try_known_bad=request.try_known_bad)
+        for profile in request.profiles
+    ]
     return [f for found, _ in plans for f in found], [note for _, notes in plans for note in notes]
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from edgekit import backends
 from edgekit.backends import Recipe, SourceModel
+from edgekit.bundle.model import EngineRange
 from edgekit.errors import EngineMissing, ProfileError
 from edgekit.profile import Profile, Target
+from edgekit.runtimes import _known_bad
 
 Options = dict[str, str | int | float | bool]
 
@@ -44,11 +46,16 @@ class Family:
 
 
 def families(
-    profile: Profile, precisions: Sequence[str], engines: Sequence[str] = ()
+    profile: Profile,
+    precisions: Sequence[str],
+    engines: Sequence[str] = (),
+    *,
+    try_known_bad: bool = False,
 ) -> tuple[list[Family], list[str]]:
     """Families in order of preference, and a line for each target that cannot be tried.
 
-    `precisions` and `engines` narrow the profile's own. Raises ProfileError when nothing is left.
+    `precisions` and `engines` narrow the profile's own. What the deny-list knows to be bad in every version
+    that the target allows is left out, unless `try_known_bad`. Raises ProfileError when nothing is left.
     """
     found: list[Family] = []
     notes: list[str] = []
@@ -66,14 +73,37 @@ def families(
             if precisions and precision not in precisions:
                 continue
             recipes = list(backend.recipes(precision, target, profile.calibration))
+            if not try_known_bad:
+                recipes, bad = _not_known_bad(profile, target, recipes)
+                notes += bad
             members = tuple(Candidate(profile, target, recipe, rank + i) for i, recipe in enumerate(recipes))
             rank += len(members)
             found += [Family(members)] if members else []
     if not found:
         asked = f" at {', '.join((*precisions, *engines))}" if precisions or engines else ""
         offered = sorted({f"{t.runtime} {p}" for t in profile.target for p in t.precisions})
-        raise ProfileError(f"{profile.name}: no candidate{asked}", f"the profile offers {', '.join(offered)}")
+        because = f": {'; '.join(notes)}" if notes else ""
+        hint = f"the profile offers {', '.join(offered)}"
+        raise ProfileError(f"{profile.name}: no candidate{asked}{because}", hint)
     return found, notes
+
+
+def _not_known_bad(
+    profile: Profile, target: Target, recipes: Sequence[Recipe]
+) -> tuple[list[Recipe], list[str]]:
+    """Recipes that the deny-list does not name, and a line for each that it does."""
+    hardware = profile.hardware
+    place = _known_bad.Place(hardware.architecture, hardware.isa, (hardware.cpu, hardware.emulate))
+    versions = EngineRange(target.runtime, target.minimum, target.below)
+    good: list[Recipe] = []
+    notes: list[str] = []
+    for recipe in recipes:
+        made = _known_bad.Made(recipe.engine, recipe.precision, {**recipe.options, **recipe.runtime_options})
+        if entry := _known_bad.of_range(made, versions, place):
+            notes.append(f"{profile.name}.{recipe.name} not tried: {entry.reason}")
+        else:
+            good.append(recipe)
+    return good, notes
 
 
 def baseline(candidate: Candidate) -> Recipe:

@@ -212,6 +212,7 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     words += ["--metric", request.metric] if request.metric != "accuracy" else []
     words += ["--decode", request.decode] if request.decode else []
     words += ["--engine", recipe.engine, "--precision", recipe.precision, "--effort", request.effort]
+    words += ["--try-known-bad"] if request.try_known_bad else []
     words += ["--emulate", "--emulate-rows", str(request.emulate_rows)] if request.emulate else []
     words += ["--no-gate"] if outcome.problem else []
     return shlex.join([*words, "--output", f"{outcome.candidate.name}.edgekit"])

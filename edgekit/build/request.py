@@ -68,6 +68,8 @@ class Request:
     """At most so many evaluation rows, spread over all, go through an emulated CPU: it is slow."""
     layers: bool = False
     """Measure each layer's quantization error of what ships, for the report."""
+    try_known_bad: bool = False
+    """Try what the deny-list names too; the gates decide."""
     gate: bool = True
     jobs: int = 2
     executor: str = ""

@@ -140,6 +140,11 @@ def register(subparsers: Any) -> None:
         help="take answers for foreign profiles from an emulated CPU of theirs",
     )
     how.add_argument(
+        "--try-known-bad",
+        action="store_true",
+        help="try engine versions that are known to be wrong on the target too; the gates decide",
+    )
+    how.add_argument(
         "--emulate-rows",
         type=int,
         default=200,
@@ -261,6 +266,7 @@ def _request(args: argparse.Namespace) -> Request:
         robustness=not args.no_robustness,
         emulate_rows=args.emulate_rows,
         layers=args.layers or args.report is not None,
+        try_known_bad=args.try_known_bad,
         gate=not args.no_gate,
         jobs=args.jobs,
         executor=args.executor,
