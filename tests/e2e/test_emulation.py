@@ -82,6 +82,15 @@ def test_int8_on_a_raspberry_pi_4_is_bit_exact_and_ships_with_its_cpu(
     assert again.variants[0].certificate == certificate
 
 
+def test_a_32_bit_board_runs_its_own_older_engine(cache: Cache) -> None:
+    """tflite-runtime with Debian's NumPy 1, where the host has ai-edge-litert: another engine, so judged."""
+    made = pipeline.build(kws((profile.get("rpi3"),), engines=("litert",), emulate_rows=50), cache)
+    certificate = made.variants[0].certificate
+    assert certificate.emulated.startswith("cortex-a7 (qemu ")
+    assert certificate.engine_version == "2.14.0"
+    assert certificate.emulated_samples == 50
+
+
 def test_a_furnished_folder_is_recognised_as_the_board(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
