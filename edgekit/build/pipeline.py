@@ -117,7 +117,14 @@ def build(request: Request, cache: Cache, progress: Progress | None = None) -> R
             *(emulation.notes if emulation else ()),
             *(one.note for one in checked.values() if one.note),
         ),
-        warnings=context.warnings,
+        warnings=(
+            *context.warnings,
+            *(
+                f"{name}: {line}"
+                for name, one in checked.items()
+                for line in metrics.robustness_warnings(context.metric, one.found)
+            ),
+        ),
         seconds=time.monotonic() - begin,
         cache_hits=workshop.hits,
     )

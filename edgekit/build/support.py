@@ -17,14 +17,16 @@ from edgekit.profile import Profile, Target
 
 TIMEOUT_S = 60.0
 _LACKS = re.compile(
-    r"no conversion rule|not.?implemented|not supported|unsupported|could not find an implementation", re.I
+    r"no conversion rule|not.?implemented|not supported|unsupported|could not find an implementation|has no operator",
+    re.I,
 )
 
 
 def named(words: str, engine: str, model: SourceModel) -> str:
     """An engine's words, with the node that it stumbles over where they name an operator of the graph."""
     node = missing(words, model)
-    return f"{words}: {node} is not in {engine}" if node else words
+    said = node.rpartition(" (")[0] in words
+    return f"{words}: {node} is not in {engine}" if node and not said else words
 
 
 def missing(words: str, model: SourceModel) -> str:

@@ -104,6 +104,8 @@ def test_a_variant_that_saturates_is_warned_of(folder: Path, tmp_path: Path) -> 
     assert gain.clean > 0.9 > 0.7 > gain.value
     (line,) = (line for line in certificate.warnings if "hurts it more than fp32" in line)
     assert line.startswith("gain hurts it more than fp32: accuracy 0.9")
+    assert f"{certificate.variant}: {line}" in built.report["warnings"]
+    assert "gain hurts it more than fp32" in built.html()
     assert certificate.drift[0].outside < 0.02
     assert built.report["candidates"][0]["reproduce"] == ""  # rows from Python have no command
 

@@ -21,7 +21,8 @@ from edgekit.runtimes._base import DTYPES
 
 PATHS = ("path", "file", "filename", "image", "img")
 """Usual headers of a column of paths, in lower case."""
-MAX_BYTES = 1 << 30
+MAX_BYTES = 256 << 20
+"""As lists of cells it takes some ten times that."""
 
 
 @dataclass(frozen=True)

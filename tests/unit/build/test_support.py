@@ -36,6 +36,9 @@ def test_the_node_is_found_in_the_engines_words(bent: SourceModel) -> None:
     words = "No conversion rule found for operations: DeformConv-22"
     assert support.missing(words, bent) == "node 'bend' (DeformConv)"
     assert support.named(words, "openvino", bent).endswith("node 'bend' (DeformConv) is not in openvino")
+    tvm = "TVM's importer has no operator DeformConv (node 'bend')"
+    assert support.missing(tvm, bent) == "node 'bend' (DeformConv)"
+    assert support.named(tvm, "tvm", bent) == tvm  # it says so itself
     for other in ("out of memory in DeformConv", "not supported: Conv", ""):
         assert support.missing(other, bent) == ""
         assert support.named(other, "openvino", bent) == other
