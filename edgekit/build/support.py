@@ -17,7 +17,8 @@ from edgekit.profile import Profile, Target
 
 TIMEOUT_S = 60.0
 _LACKS = re.compile(
-    r"no conversion rule|not.?implemented|not supported|unsupported|could not find an implementation|has no operator",
+    r"no conversion rule|not.?implemented|not supported|unsupported|has no operator|"
+    r"could not find an implementation",
     re.I,
 )
 
