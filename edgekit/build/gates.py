@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -154,6 +155,8 @@ def _accuracy(figures: Figures, budget: Budget) -> GateResult:
         rule = f"{want:.4f}, fp32's {base:.4f} with {ratio:g} allowed"
         sign = "<=" if good else ">"
     where = f" on an emulated {figures.emulated}" if figures.emulated else ""
+    if figures.is_emulated_only and figures.host_gap < sys.float_info.max:
+        where += f" (this host answers otherwise, by up to {figures.host_gap:.2g})"
     return GateResult("accuracy", good, f"{figures.metric} {value:.4f}{where} {sign} {rule}")
 
 

@@ -169,7 +169,7 @@ class Engine:
         if about.architecture != machine:
             raise EngineError(
                 f"{_NAME}: compiled for {about.architecture} ({about.cpu}), this machine is {machine}",
-                "measure it on the device, or with --emulate",
+                "build it for this machine, or measure it on the device",
             )
         try:
             native.load_runtime(files["libtvm_runtime.so"], about.sha256["libtvm_runtime.so"])

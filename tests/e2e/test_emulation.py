@@ -120,6 +120,14 @@ def test_a_system_that_was_interrupted_is_made_again(tmp_path: Path, monkeypatch
     assert list(tmp_path.glob("*.python")) == []
 
 
+def test_setup_makes_what_a_profile_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["setup", "--emulate", "rpi4", "--emulate", "generic-cpu", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {
+        "rpi4": "ready to be emulated",
+        "generic-cpu": "generic-cpu: this host will do",
+    }
+
+
 def test_without_the_emulator_the_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemFault, match=r"qemu-aarch64-static is not installed") as caught:

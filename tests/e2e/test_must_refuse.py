@@ -162,10 +162,19 @@ class TestOnTheTarget:
         assert not _is_seven_bit(first)
         assert re.search(r"accuracy 0\.[0-4]\d+ on an emulated Haswell", first.reason)
         assert first.figures is not None
+        assert first.measurement is not None
         assert first.figures.host_gap > 0.5
         assert second.kept
         assert _is_seven_bit(second)
         assert made.variants[0].certificate.emulated.startswith("Haswell")
+        assert "this host answers otherwise" in first.reason
+        # Left alone, edgekit's engine asks for exact kernels there: the same 8-bit file is right.
+        alone = board("x86-haswell", "onnxruntime", reduce_range=False, options={"intra_threads": 1})
+        exact = pipeline.build(dataclasses.replace(request, profiles=(alone,)), cache)
+        assert exact.outcomes[0].kept
+        assert not _is_seven_bit(exact.outcomes[0])
+        assert exact.outcomes[0].measurement is not None
+        assert exact.outcomes[0].measurement.files == first.measurement.files
         # Without asking for it again the deny-list spares the attempt.
         spared = pipeline.build(dataclasses.replace(request, try_known_bad=False), cache)
         assert [o.kept for o in spared.outcomes] == [True]

@@ -6,6 +6,6 @@ board, through the same `edgekit.runtimes` code that serves there. It proves ans
 
 from edgekit.build.emulate._cpus import CPUS, board
 from edgekit.build.emulate._emulation import Emulation
-from edgekit.build.emulate._machine import Machine, needed
+from edgekit.build.emulate._machine import Machine, needed, setup
 
-__all__ = ["CPUS", "Emulation", "Machine", "board", "needed"]
+__all__ = ["CPUS", "Emulation", "Machine", "board", "needed", "setup"]

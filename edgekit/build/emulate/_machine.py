@@ -122,6 +122,23 @@ def needed(profile: Profile, here: Host) -> bool:
     return hardware.architecture == "x86_64" and not exact and not saturates(here)
 
 
+def setup(profile: Profile, here: Host, progress: Progress) -> list[str]:
+    """Make now what emulating the profile takes. What cannot be emulated, as lines; empty: all of it can.
+
+    Raises ProfileError, SystemFault.
+    """
+    if not needed(profile, here):
+        return [f"{profile.name}: this host will do"]
+    problems = []
+    for target in profile.target:
+        found = machine(profile, target, here)
+        if isinstance(found, str):
+            problems.append(f"{profile.name}: {target.runtime} not emulated: {found}")
+        else:
+            found.prepare(progress)
+    return problems
+
+
 def machine(profile: Profile, target: Target, here: Host) -> Machine | str:
     """The machine for one of a profile's targets, or why there is none.
 

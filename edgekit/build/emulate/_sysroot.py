@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from edgekit import toolenv
@@ -68,12 +69,9 @@ class Sysroot:
 
 def lock_for(wanted: EngineRange, architecture: str) -> Lock | None:
     """The newest version in range that edgekit has wheels pinned for; None when there is none."""
-    found = []
-    for path in (_LOCKS / architecture).glob(f"{wanted.name}-*.txt"):
-        version = path.stem.removeprefix(f"{wanted.name}-")
-        if in_range(version, wanted):
-            found.append(Lock(wanted.name, version, architecture))
-    return max(found, key=lambda lock: numbers(lock.version), default=None)
+    found = (lock for lock in locks(architecture) if lock.engine == wanted.name)
+    fitting = (lock for lock in found if in_range(lock.version, wanted))
+    return max(fitting, key=lambda lock: numbers(lock.version), default=None)
 
 
 def qemu(architecture: str) -> str:
@@ -87,11 +85,18 @@ def qemu(architecture: str) -> str:
     return program
 
 
+@cache
 def qemu_version(program: str) -> str:
     """Major and minor, e.g. "7.2"."""
     told = _call([program, "--version"], "ask qemu for its version")
     found = re.search(r"version (\d+\.\d+)", told)
     return found[1] if found else "unknown"
+
+
+def locks(architecture: str) -> list[Lock]:
+    """Everything that is pinned for an architecture."""
+    names = sorted(path.stem for path in (_LOCKS / architecture).glob("*.txt"))
+    return [Lock(*name.rsplit("-", 1), architecture) for name in names]
 
 
 def ensure(lock: Lock, progress: Progress) -> Sysroot:

@@ -104,7 +104,8 @@ def faster(f: Figures) -> str:
 def where(f: Figures) -> str:
     """What the figures are worth: measured where the model will run, or not."""
     if f.emulated:
-        return '<p class="where">certified under emulation of the target; timings are not the target\'s</p>'
+        cpu = text.esc(f.emulated) if isinstance(f.emulated, str) else "target"
+        return f'<p class="where">answers from an emulated {cpu}; timings are not the target\'s</p>'
     if f.on_target:
         return '<p class="where ok">measured on the target\'s kind of CPU</p>'
     return '<p class="where">not measured on the target: timings and memory are this host\'s</p>'
