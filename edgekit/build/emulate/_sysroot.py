@@ -96,7 +96,8 @@ def qemu_version(program: str) -> str:
 def locks(architecture: str) -> list[Lock]:
     """Everything that is pinned for an architecture."""
     names = sorted(path.stem for path in (_LOCKS / architecture).glob("*.txt"))
-    return [Lock(*name.rsplit("-", 1), architecture) for name in names]
+    pairs = (name.rpartition("-") for name in names)
+    return [Lock(engine, version, architecture) for engine, _, version in pairs]
 
 
 def ensure(lock: Lock, progress: Progress) -> Sysroot:
