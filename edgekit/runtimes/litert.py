@@ -74,8 +74,8 @@ class _Machine:
     def __init__(self, make: Any, about: Description) -> None:
         self._interpreter = make()
         self._interpreter.allocate_tensors()
-        self._inputs = _slots(about.inputs, self._interpreter.get_input_details())
-        self._outputs = _slots(about.outputs, self._interpreter.get_output_details())
+        self._inputs = _slots(about.inputs, self._interpreter.get_input_details(), inward=True)
+        self._outputs = _slots(about.outputs, self._interpreter.get_output_details(), inward=False)
 
     def run(self, rows: Iterable[Array]) -> list[Array]:
         """Arrays of one row in and out; both ways they are copied."""
@@ -245,6 +245,8 @@ def _description(files: Files) -> Description:
     for item in (*about.inputs, *about.outputs):
         if item.datatype not in DTYPES or sorted(item.axes) != list(range(len(item.shape))):
             raise EngineError(f"{what}: {item.name!r} has an unknown data type or order of axes")
+        if min(item.shape[1:], default=0) < 0 or min(item.shape[:1], default=0) < -1:
+            raise EngineError(f"{what}: {item.name!r} has a negative size")
     if not about.implementations or not about.inputs:
         raise EngineError(f"{what}: no implementations or no inputs")
     # LiteRT reads a cut-off file without a word, and beyond its end.
@@ -253,13 +255,27 @@ def _description(files: Files) -> Description:
     return about
 
 
-def _slots(described: tuple[Tensor, ...], details: list[dict[str, Any]]) -> list[_Slot]:
+def _slots(described: tuple[Tensor, ...], details: list[dict[str, Any]], *, inward: bool) -> list[_Slot]:
+    """Where each described tensor is in the file. Raises EngineError for one that is not as described."""
     by_name = {detail["name"]: detail for detail in details}
-    missing = [item.tensor for item in described if item.tensor not in by_name]
-    if missing:
-        raise EngineError(f"{_NAME}: the file has no tensor {missing[0]!r}")
-    found = [(item, by_name[item.tensor]) for item in described]
-    return [_Slot(item, int(detail["index"]), np.dtype(detail["dtype"])) for item, detail in found]
+    slots = []
+    for item in described:
+        detail = by_name.get(item.tensor)
+        if detail is None:
+            raise EngineError(f"{_NAME}: the file has no tensor {item.tensor!r}")
+        dtype, shape = np.dtype(detail["dtype"]), tuple(map(int, detail["shape"]))
+        outside, inside = _sized(item, 1), shape
+        fits = tuple((outside if inward else inside)[axis] for axis in item.axes) == (
+            inside if inward else outside
+        )
+        # LiteRT counts in 32 bits where ONNX has 64; a quantized tensor is no floating-point one.
+        if not fits or dtype.kind != DTYPES[item.datatype].kind:
+            raise EngineError(
+                f"{_NAME}: {item.tensor!r} is {dtype} {list(shape)}, which does not fit {item.name!r}: "
+                f"{item.datatype} {list(item.shape)}, order {list(item.axes)}"
+            )
+        slots.append(_Slot(item, int(detail["index"]), dtype))
+    return slots
 
 
 def _sized(item: Tensor, rows: int) -> tuple[int, ...]:

@@ -122,3 +122,17 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_that_looks_whole(
         toolenv.ensure("broken")
     assert "edgekit setup broken" in error.value.hint
     assert not list((tmp_path / "envs").rglob(".complete"))
+
+
+def test_a_lock_may_have_a_part_with_flags_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both parts go to uv, each with its flags; what the second asks for is looked for second."""
+    (tmp_path / "locks").mkdir()
+    missing = f"no-such-package-anywhere==1.0 --hash=sha256:{'0' * 64}\n"
+    (tmp_path / "locks" / "two.txt").write_text(f"# edgekit: then\n# edgekit: --no-such-flag\n{missing}")
+    monkeypatch.setattr(_install, "_LOCKS", tmp_path / "locks")
+    monkeypatch.setenv("EDGEKIT_TOOLENVS", str(tmp_path / "envs"))
+    with pytest.raises(EngineMissing, match="no-such-flag"):
+        toolenv.ensure("two")
+    assert toolenv.versions("two", ["no-such-package-anywhere"]) == {"no-such-package-anywhere": "1.0"}

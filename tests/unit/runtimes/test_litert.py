@@ -34,7 +34,7 @@ UV = Path(sys.executable).with_name("uv")
 
 def build(onnx_bytes: bytes, precision: Precision, *ports: TensorSpec, **rows: Array) -> dict[str, bytes]:
     backend = backends.get("litert")
-    (recipe,) = backend.recipes(precision, Target("litert", (precision,)), CalibrationPolicy())
+    recipe = next(iter(backend.recipes(precision, Target("litert", (precision,)), CalibrationPolicy())))
     inputs = tuple(port for port in ports if not port.name.startswith(("out", "Stateful")))
     outputs = tuple(port for port in ports if port not in inputs)
     return backend.build(SourceModel(onnx_bytes, inputs, outputs), recipe, rows)
@@ -171,6 +171,10 @@ def test_no_row_at_all() -> None:
         ({"surprise": 1}, "surprise"),
         ({"inputs": [{"axes": [0, 0, 1, 2]}]}, "order of axes"),
         ({"inputs": [{"datatype": "FP8"}]}, "unknown data type"),
+        ({"inputs": [{"datatype": "INT8"}]}, r"float32 \[1, 10, 1, 49\], which does not fit .* INT8"),
+        ({"inputs": [{"axes": [0, 1, 2, 3]}]}, "does not fit"),
+        ({"outputs": [{"shape": [-1, 1]}]}, r"float32 \[1, 12\], which does not fit"),
+        ({"outputs": [{"shape": [-1, -1]}]}, "negative size"),
         ({"outputs": [{"tensor": "nowhere"}]}, "no tensor 'nowhere'"),
     ],
 )
