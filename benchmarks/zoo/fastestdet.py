@@ -63,8 +63,13 @@ def _iou(a: Any, b: Any) -> float:
 
 
 def prepare(photos: Path, target: Path) -> None:
-    """An .npz of rows (n, 3, 352, 352) in 0..1, BGR: 80 of "calibration" and 125 of "evaluation". No crop is
-    in both, though all show the same five photos, so figures are optimistic."""
+    """An .npz of `crops`."""
+    np.savez_compressed(target, **crops(photos))
+
+
+def crops(photos: Path) -> dict[str, Any]:
+    """Rows (n, 3, 352, 352) in 0..1, BGR: 80 of "calibration" and 125 of "evaluation". No crop is in both,
+    though all show the same five photos, so figures are optimistic."""
     calibration: list[Any] = []
     evaluation: list[Any] = []
     for path in sorted(photos.glob("*.jpg")):
@@ -76,7 +81,7 @@ def prepare(photos: Path, target: Path) -> None:
         for share in (0.95, 0.85, 0.75, 0.65, 0.55):
             corners = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
             evaluation += [_crop(path, share, left, top) for left, top in corners]
-    np.savez_compressed(target, calibration=np.stack(calibration), evaluation=np.stack(evaluation))
+    return {"calibration": np.stack(calibration), "evaluation": np.stack(evaluation)}
 
 
 def _crop(path: Path, share: float, left: float, top: float) -> Any:
@@ -94,12 +99,8 @@ def _crop(path: Path, share: float, left: float, top: float) -> Any:
 def main(photos: Path, folder: Path) -> None:
     """`calibration.npz` and `evaluation.npz` in `folder`, named as the model names its input."""
     folder.mkdir(parents=True, exist_ok=True)
-    both = folder / "rows.npz"
-    prepare(photos, both)
-    with np.load(both) as rows:
-        for name in ("calibration", "evaluation"):
-            np.savez(folder / f"{name}.npz", **{"input.1": rows[name]})
-    both.unlink()
+    for name, rows in crops(photos).items():
+        np.savez(folder / f"{name}.npz", **{"input.1": rows})
 
 
 if __name__ == "__main__":

@@ -162,6 +162,9 @@ def _layers(request: Request, seeker: Search, kept: Sequence[Outcome]) -> dict[s
 
 def plan_only(request: Request) -> tuple[list[Family], list[str]]:
     """Every family that `build` would try, and a line for each target that it cannot."""
+    if request.recipe:
+        bad = request.try_known_bad
+        return [plan.only(profile, request.recipe, try_known_bad=bad) for profile in request.profiles], []
     plans = [
         plan.families(profile, request.precisions, request.engines, try_known_bad=request.try_known_bad)
         for profile in request.profiles

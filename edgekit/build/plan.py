@@ -106,6 +106,20 @@ def _not_known_bad(
     return good, notes
 
 
+def only(profile: Profile, recipe: Recipe, *, try_known_bad: bool = False) -> Family:
+    """A family of exactly this recipe. Raises ProfileError when the profile has no such engine or the
+    deny-list names the recipe, EngineMissing when the engine cannot build here."""
+    backends.get(recipe.engine).tools()
+    target = next((one for one in profile.target if one.runtime == recipe.engine), None)
+    if target is None:
+        offered = ", ".join(dict.fromkeys(one.runtime for one in profile.target))
+        raise ProfileError(f"{profile.name}: no engine {recipe.engine}", f"the profile offers {offered}")
+    good, notes = ([recipe], []) if try_known_bad else _not_known_bad(profile, target, [recipe])
+    if not good:
+        raise ProfileError(notes[0], "with --try-known-bad it is tried all the same")
+    return Family((Candidate(profile, target, recipe, 0),))
+
+
 def baseline(candidate: Candidate) -> Recipe:
     """The fp32 model on the candidate's engine and options: what accuracy and speed are held against."""
     recipes = backends.get(candidate.recipe.engine).recipes(

@@ -196,8 +196,8 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     """The command that builds this candidate alone; empty where rows came from a Python program."""
     if isinstance(request.calibration, Rows) or isinstance(request.evaluate, Rows):
         return ""
-    recipe = outcome.candidate.recipe
-    words = ["edgekit", "build", str(request.model), "--profile", outcome.candidate.profile.name]
+    candidate = outcome.candidate
+    words = ["edgekit", "build", str(request.model), "--profile", candidate.profile.name]
     words += ["--calibration", str(request.calibration), "--evaluate", str(request.evaluate)]
     for name, shape in request.source.shapes.items():
         words += ["--shape", f"{name}={','.join(map(str, shape))}"]
@@ -211,11 +211,15 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     words += ["--labels", request.naming.labels] if request.naming.labels != "labels" else []
     words += ["--metric", request.metric] if request.metric != "accuracy" else []
     words += ["--decode", request.decode] if request.decode else []
-    words += ["--engine", recipe.engine, "--precision", recipe.precision, "--effort", request.effort]
+    words += ["--objective", request.objective] if request.objective != "latency" else []
+    for limit in request.constraints:
+        words += ["--max" if limit.is_maximum else "--min", f"{limit.figure}={limit.limit:g}"]
+    words += ["--accuracy-ratio", f"{candidate.profile.budget.accuracy_ratio:g}"]
+    words += ["--recipe", codec.to_json(candidate.recipe).decode()]
     words += ["--try-known-bad"] if request.try_known_bad else []
     words += ["--emulate", "--emulate-rows", str(request.emulate_rows)] if request.emulate else []
     words += ["--no-gate"] if outcome.problem else []
-    return shlex.join([*words, "--output", f"{outcome.candidate.name}.edgekit"])
+    return shlex.join([*words, "--output", f"{candidate.name}.edgekit"])
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from edgekit.backends import Recipe
 from edgekit.build import data
 from edgekit.build.gates import FIGURES, Constraint, Figure
 from edgekit.build.sources import SourceOptions
@@ -54,6 +55,8 @@ class Request:
     """Narrows the profiles' own; empty: all of them."""
     engines: tuple[str, ...] = ()
     """Narrows the profiles' own; empty: all of them."""
+    recipe: Recipe | None = None
+    """Build exactly this candidate; nothing else is tried."""
     objective: str = "latency"
     """A key of OBJECTIVES or of gates.FIGURES."""
     constraints: tuple[Constraint, ...] = ()

@@ -2,7 +2,8 @@
 
 1. The first recipe of every family (engine x precision) is built, side by side, and measured in turn.
 2. Where accuracy was lost, the family's next recipes are tried until one keeps it.
-3. Where none does, layers are given back to floating point, the most sensitive first.
+3. Where none does, and nothing else passes that is better already, layers are given back to floating point,
+   the most sensitive first.
 
 Nothing new is begun once the time budget is spent. What cannot fit, and what something smaller beats at a
 glance, costs no evaluation.
@@ -25,11 +26,12 @@ from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
 from edgekit.build.mixed import Mixing
 from edgekit.build.plan import Candidate, Family
-from edgekit.build.request import Request
+from edgekit.build.request import Request, objective
 from edgekit.build.sensitivity import LayerError
 from edgekit.build.workshop import Made, Workshop
 from edgekit.bundle.model import GateResult
 from edgekit.errors import DataError, EngineError
+from edgekit.profile import Profile
 
 HOPELESS = 2.0
 """A candidate that is at least this many times slower than a smaller one, at its first runs, is given up."""
@@ -121,7 +123,9 @@ class Search:
             last = self._try(candidate)
         accurate = any(o.accurate for o in self.outcomes if o.candidate in family.candidates)
         if last and effort != "quick" and not accurate:
-            self._mix(self._best_so_far(family) or last)
+            start = self._best_so_far(family) or last
+            if not self._outdone(start):
+                self._mix(start)
 
     def _best_so_far(self, family: Family) -> Outcome | None:
         """Of the family's measured outcomes, the one with the best answers: mixing starts there."""
@@ -130,6 +134,25 @@ class Search:
         return max(
             mine, key=lambda o: metric.goodness(o.figures.accuracy.value) if o.figures else 0, default=None
         )
+
+    def _outdone(self, start: Outcome) -> bool:
+        """What passes already is better than this candidate, and layers in floating point would only make it
+        slower and larger."""
+        goal = objective(self.request)
+        if self.request.effort == "thorough" or start.figures is None or goal.name == "accuracy":
+            return False
+        mine, sign = goal.read(start.figures), -1 if goal.higher_is_better else 1
+        decides = start.figures.on_target or not goal.is_timing
+        return any(
+            sign * goal.read(rival.figures) <= sign * mine if decides else True
+            for rival in self._passing(start.candidate.profile)
+            if rival.figures
+        )
+
+    def _passing(self, profile: Profile) -> list[Outcome]:
+        return [
+            o for o in self.outcomes if o.candidate.profile is profile and gates.passed(o.gates) and o.figures
+        ]
 
     def _mix(self, start: Outcome) -> None:
         """Give layers back to floating point until the accuracy gates pass or half of them are back."""
@@ -195,18 +218,20 @@ class Search:
         return Outcome(candidate, measurement, figures, verdicts)
 
     def _give_up_ms(self, candidate: Candidate, own: Made) -> float:
-        """HOPELESS times the fastest smaller candidate that passes, where the host is the target."""
-        if self.request.effort == "thorough" or not own.files:
+        """HOPELESS times the fastest smaller candidate that passes, where the host is the target and the
+        objective is something that such a candidate is sure to lose."""
+        goal = objective(self.request)
+        if (
+            self.request.effort == "thorough"
+            or not own.files
+            or not (goal.is_timing or goal.name == "size_mib")
+        ):
             return 0.0
         size = sum(map(len, own.files.values()))
         rivals = [
-            outcome.figures.latency.p50_ms
-            for outcome in self.outcomes
-            if outcome.candidate.profile is candidate.profile
-            and outcome.figures is not None
-            and outcome.figures.on_target
-            and outcome.figures.size_bytes <= size
-            and gates.passed(outcome.gates)
+            rival.figures.latency.p50_ms
+            for rival in self._passing(candidate.profile)
+            if rival.figures and rival.figures.on_target and rival.figures.size_bytes <= size
         ]
         return HOPELESS * min(rivals) if rivals else 0.0
 

@@ -161,6 +161,7 @@ def _answers(model: Any, rows: list[dict[str, Array]]) -> list[list[Array]]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Else the engine would fuse the rounding into an integer kernel, and saturate on some CPUs.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import bundle, codec, profile
+from edgekit.backends import Recipe
 from edgekit.build import dryrun, gates, metrics, report
 from edgekit.build.cache import Cache, default_folder
 from edgekit.build.pipeline import Report, build
@@ -98,6 +99,12 @@ def register(subparsers: Any) -> None:
         default=[],
         metavar="NAME",
         help="try only this one; repeat for more (default: the profile's)",
+    )
+    how.add_argument(
+        "--recipe",
+        default="",
+        metavar="JSON",
+        help="build exactly this candidate and try nothing else, as a report's commands do",
     )
     how.add_argument(
         "--objective",
@@ -255,12 +262,13 @@ def _request(args: argparse.Namespace) -> Request:
         decode=args.decode,
         precisions=tuple(args.precision),
         engines=tuple(args.engine),
+        recipe=_recipe(args.recipe) if args.recipe else None,
         objective=args.objective,
         constraints=(
             *(gates.constraint(text, is_maximum=True) for text in args.max),
             *(gates.constraint(text, is_maximum=False) for text in args.min),
         ),
-        effort=args.effort,
+        effort="quick" if args.recipe else args.effort,
         time_budget_s=args.time_budget,
         emulate=args.emulate,
         robustness=not args.no_robustness,
@@ -271,6 +279,13 @@ def _request(args: argparse.Namespace) -> Request:
         jobs=args.jobs,
         executor=args.executor,
     )
+
+
+def _recipe(text: str) -> Recipe:
+    found = codec.from_json(Recipe, text.encode(), what="--recipe", error=InputError)
+    if not found.engine or not found.precision:
+        raise InputError("--recipe: no engine or precision", "copy it from a report")
+    return found
 
 
 def _profile(name: str, accuracy_ratio: float | None) -> profile.Profile:

@@ -25,11 +25,29 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="page to write (default: REPORT.html)"
     )
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="FILE.json",
+        help="write the error of each layer as an overlay for Model Explorer instead of a page",
+    )
+    parser.add_argument(
+        "--candidate",
+        default="",
+        metavar="NAME",
+        help="whose layers (default: the first that ships and has figures by layer)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgekit.build.reporting import render
+    from edgekit.build.reporting import parse, render
+    from edgekit.build.reporting.overlay import overlay, pick
 
+    if args.overlay:
+        chosen = pick(parse(read(args.report)), args.candidate)
+        files.write_bytes(args.overlay, codec.to_json(overlay(chosen.layers)) + b"\n")
+        say(f"{args.overlay}: {len(chosen.layers)} layers of {chosen.name}")
+        return 0
     target = args.output or args.report.with_suffix(".html")
     page = render(read(args.report))
     files.write_bytes(target, page.encode("utf-8"))

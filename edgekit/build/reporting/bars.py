@@ -42,7 +42,7 @@ def classes(rows: Sequence[ClassRow], metric: str) -> str:
 
 
 def layers(rows: Sequence[Layer]) -> str:
-    """Signal to quantization noise per layer in graph order; of many the noisiest."""
+    """Signal to quantization noise per layer, the noisiest first; of many only those."""
     known = [row for row in rows if row.sqnr_db is not None and math.isfinite(row.sqnr_db)]
     if not known:
         return ""
@@ -54,8 +54,8 @@ def layers(rows: Sequence[Layer]) -> str:
     top = max(50.0, *(row.sqnr_db or 0.0 for row in shown))
     body = "".join(_layer(row, cut, top) for row in shown)
     note = (
-        f"Signal to quantization noise of each layer's output, in dB: higher is better; below {FAIR_DB:.0f} "
-        f"the noise is more than a hundredth of the signal's power."
+        f"Signal over noise at the model's outputs, in dB, when this layer alone is quantized: higher is "
+        f"better; below {FAIR_DB:.0f} the noise is more than a hundredth of the signal's power."
     )
     more = f" The {len(shown)} noisiest of {len(known)} layers." if len(shown) < len(known) else ""
     return _table("bars", ("layer", "", "dB", "operator"), body) + f'<p class="note">{note}{more}</p>'

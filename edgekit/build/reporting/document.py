@@ -51,7 +51,8 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Layer:
-    """`sqnr_db`: signal to quantization noise of the layer's output; None where it is exact."""
+    """`sqnr_db`: signal to noise at the model's outputs when the layer alone is quantized; None where it is
+    exact."""
 
     name: str
     op: str = ""

@@ -12,7 +12,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit.build.reporting.document import Layer
+from edgekit.build.reporting.document import Candidate, Layer, Report
+from edgekit.errors import InputError
+
+
+def pick(report: Report, name: str) -> Candidate:
+    """The candidate called `name` ("openvino.int8", or with its profile in front); without a name the first
+    that ships. Raises InputError naming those that have figures by layer."""
+    known = [one for one in report.candidates if one.layers]
+    named = [one for one in known if name in (one.name, f"{one.profile}.{one.name}")]
+    fitting = named if name else sorted(known, key=lambda one: not one.kept)
+    if fitting:
+        return fitting[0]
+    if not known:
+        raise InputError("the report has no errors by layer", "build with --layers or --report FILE.html")
+    names = ", ".join(f"{one.profile}.{one.name}" for one in known)
+    raise InputError(f"no candidate {name!r} with errors by layer", f"one of {names}")
 
 
 def overlay(layers: Sequence[Layer]) -> dict[str, Any]:
