@@ -150,9 +150,8 @@ class Search:
         )
 
     def _passing(self, profile: Profile) -> list[Outcome]:
-        return [
-            o for o in self.outcomes if o.candidate.profile is profile and gates.passed(o.gates) and o.figures
-        ]
+        mine = [o for o in self.outcomes if o.candidate.profile.name == profile.name]
+        return [o for o in mine if o.figures and gates.passed(o.gates)]
 
     def _mix(self, start: Outcome) -> None:
         """Give layers back to floating point until the accuracy gates pass or half of them are back."""

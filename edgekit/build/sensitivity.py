@@ -2,9 +2,9 @@
 
 The ranges come from one static int8 build. Layer by layer, a copy of the floating-point graph gets that
 layer's inputs rounded as the quantized model rounds them (q = round(x / s) + z, back to (q - z) * s; Jacob
-et al. 2018, arXiv:1712.05877, eq. 1) and its weights replaced by the rounded ones. Such a measure of one
-layer at a time is what Wu et al. 2020 (arXiv:2004.09602, section 6.1) call sensitivity analysis. Runs inside
-a worker process.
+et al. 2018, arXiv:1712.05877, eq. 1) and its weights replaced by the rounded ones. Measuring one layer at a
+time is the sensitivity analysis of Wu et al. 2020 (arXiv:2004.09602, "partial quantization"). Runs inside a
+worker process.
 """
 
 from __future__ import annotations
