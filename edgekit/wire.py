@@ -138,6 +138,42 @@ class Presence:
 
 
 @dataclass(frozen=True)
+class DeviceCertificate:
+    """What a device measured of the variant it serves, with the bundle's golden samples, in a process of its
+    own: made where the builder could not measure on the target. Accuracy is the builder's to certify."""
+
+    release: str
+    variant: str
+    bundle_digest: str
+    engine: str
+    engine_version: str
+    host_cpu: str
+    host_architecture: str
+    host_isa: tuple[str, ...]
+    measured_on_target: bool
+    """False on a device that stands for other hardware (emulated)."""
+    samples: int
+    """Golden samples that were repeated."""
+    max_abs_difference: float
+    """From the certified answers; -1: infinite."""
+    reference_agreement: float
+    """Share of samples with the source model's class."""
+    latency_p50_ms: float
+    """Of one sample."""
+    latency_p95_ms: float
+    latency_p99_ms: float
+    runs: int
+    load_ms: float
+    """Load, golden samples and the first timings; an engine that compiles on the device does it here."""
+    peak_rss_mib: float
+    """Of a process that serves nothing else, engine and interpreter included."""
+    coverage: dict[str, int]
+    """Nodes per compute unit; empty when the engine cannot tell."""
+    at: str
+    """By the device's clock."""
+
+
+@dataclass(frozen=True)
 class Reported:
     version: int
     """Grows with each change (shadow version)."""
@@ -157,6 +193,8 @@ class Reported:
     counter: int = 0
     endpoint: str = ""
     """Where the data plane listens on the device, for people."""
+    certificate: DeviceCertificate | None = None
+    """Of the variant that is served; None when the builder measured on the target."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from edgekit.errors import (
 )
 from edgekit.wire import Assignment, JobState, Stage
 from edgekit_agent import fetch, stages
+from edgekit_agent.certificates import Certificates
 from edgekit_agent.device import Device
 from edgekit_agent.prepare import (
     Keys,
@@ -50,7 +51,8 @@ Download = Callable[[Assignment, Path, Callable[[], None]], None]
 """Brings an assignment's bundle to a path; calls its last argument between chunks."""
 
 LONGEST_RETRY_S = 15.0
-BOOT_LOAD_S = 120.0
+BOOT_LOAD_S = 600.0
+"""An engine that is compiled on the device, and kept in memory only, is compiled at every boot."""
 
 
 class Interrupted(Exception):
@@ -89,12 +91,14 @@ class Activator:
         keys: Keys,
         download: Download,
         bundles: Path,
+        certificates: Certificates,
         *,
         restart_limit: int = 3,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._supervisor, self._device = store, supervisor, device
         self._keys, self._download, self._bundles = keys, download, bundles
+        self._certificates = certificates
         self._restart_limit, self._changed = restart_limit, changed
         self._previous: Prepared | None = None
         """Served before the swap of the job in hand."""
@@ -149,6 +153,7 @@ class Activator:
     # -- the worker thread ---------------------------------------------------------------------
 
     def run(self) -> None:
+        self._certify_again()
         lost = False
         while not self._stopping.is_set():
             try:
@@ -285,9 +290,24 @@ class Activator:
                 log.warning("%s does not fit this device: %s", variant.config.variant, exc)
                 continue
             log.info("%s: %d golden samples, %.3g ms", variant.config.variant, found.samples, found.run_ms)
+            self._certificates.keep(prepared, entry.assignment.bundle_digest, found)
             work.prepared, work.key = prepared, None
             return
         raise first or EngineError("no variant could be probed")
+
+    def _certify_again(self) -> None:
+        """What has been served since before its engine was updated, or before this agent, is measured now."""
+        serving, current = self._supervisor.release, self._store.release("current")
+        if serving is None or current is None or serving.variant != current.variant:
+            return
+        if self._certificates.wanted(serving, current.assignment.bundle_digest):
+            try:
+                found = probe(serving, stages.STAGE_LIMIT_S[Stage.PROBE], lambda: None)
+            except EdgekitError as exc:
+                log.warning("%s: no device certificate: %s", serving.variant, exc)
+                return
+            self._certificates.keep(serving, current.assignment.bundle_digest, found)
+            self._changed()
 
     def _roll_back(self) -> None:
         """Put the previous release back: from memory, or from its ciphertext."""
@@ -369,9 +389,10 @@ class Activator:
         kept = {self._store.release(role) for role in ("current", "previous", "candidate")}
         jobs = (self._store.active(), self._store.queued())
         named = [r.assignment for r in kept if r is not None] + [j.assignment for j in jobs if j is not None]
-        names = {self._path(assignment).name for assignment in named}
-        for path in self._bundles.iterdir():
-            if path.name.removesuffix(".part") not in names:
+        names = {self._path(assignment).stem for assignment in named}
+        folders = [one for one in (self._bundles, self._certificates.folder) if one.is_dir()]
+        for path in (path for folder in folders for path in folder.iterdir()):
+            if path.name.removesuffix(".part").rpartition(".")[0] not in names:
                 with suppress(OSError):
                     path.unlink()
 

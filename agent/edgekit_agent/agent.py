@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
+import os
 import secrets
 import threading
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import ConfigError, EdgekitError
+from edgekit.runtimes import ENGINE_CACHE
 from edgekit.wire import Assignment, Reported, Telemetry
-from edgekit_agent import device, fetch, telemetry
+from edgekit_agent import certificates, device, fetch, telemetry
 from edgekit_agent.activate import Activator
+from edgekit_agent.certificates import Certificates
 from edgekit_agent.config import AgentConfig
 from edgekit_agent.intake import Intake
 from edgekit_agent.link import Link
@@ -36,6 +39,7 @@ class Agent:
         self.boot = secrets.token_hex(8)
         self.device = device.describe(config.device)
         folder = Path(config.state.dir)
+        os.environ.setdefault(ENGINE_CACHE, str(folder / "engines"))  # for the processes that load engines
         keys = Keys(
             tuple(VerifyKey.load(Path(key)) for key in fleet.builder_keys),
             SealingKey.load(Path(fleet.sealing_key)),
@@ -45,6 +49,7 @@ class Agent:
         self._lock = FolderLock(folder)
         self.store = Store(folder)
         self.supervisor = Supervisor(config.serve, config.limits)
+        self.certificates = Certificates(folder / certificates.FOLDER, self.device)
         self.activator = Activator(
             self.store,
             self.supervisor,
@@ -52,6 +57,7 @@ class Agent:
             keys,
             self._download,
             folder / "bundles",
+            self.certificates,
             restart_limit=config.serve.restart_limit,
             changed=self._changed,
         )
@@ -120,6 +126,7 @@ class Agent:
             == (serving.release, serving.variant)
         ]  # fmt: skip
         _, current, previous = known
+        digest = match[0].assignment.bundle_digest if match else ""
         before = (previous if match[0] == current else current) if match else None
         return Reported(
             version=0,
@@ -131,11 +138,12 @@ class Agent:
             isa=self.device.isa,
             engines=self.device.engines,
             release=serving.release if serving else "",
-            bundle_digest=match[0].assignment.bundle_digest if match else "",
+            bundle_digest=digest,
             variant=serving.variant if serving else "",
             previous_release=before.assignment.release if before else "",
             counter=self.store.floor,
             endpoint=self.supervisor.endpoint,
+            certificate=self.certificates.of(digest, serving.variant) if serving and digest else None,
         )
 
     # -- telemetry -----------------------------------------------------------------------------

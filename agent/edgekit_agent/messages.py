@@ -28,10 +28,25 @@ class Load:
     replace: bool = False
     """Close the old release before the new one is loaded: for devices whose memory cannot hold both.
     Until it is loaded requests get 503, and after a failure nothing is served."""
+    certify: bool = False
+    """Measure it as well; only a probe's memory is the variant's alone."""
 
     @property
     def release(self) -> str:
         return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one golden sample at a time, on this device."""
+
+    engine_version: str
+    latency_p50_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    runs: int
+    peak_rss_mib: float
+    coverage: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,8 @@ class Loaded:
     load_ms: float = 0.0
     """Load, warm-up and golden check together."""
     rss_mib: float = 0.0
+    measured: Measured | None = None
+    """When it was asked for."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Prepared:
     def variant(self) -> str:
         return self.entry.config.variant
 
-    def message(self, number: int, *, replace: bool = False) -> tuple[Load, list[int]]:
+    def message(self, number: int, *, replace: bool = False, certify: bool = False) -> tuple[Load, list[int]]:
         """The order to serve it, and the descriptors that travel with it."""
         load = Load(
             id=number,
@@ -63,6 +63,7 @@ class Prepared:
             files=tuple(self.files),
             golden_files=tuple(self.golden_files),
             replace=replace,
+            certify=certify,
         )
         return load, [*self.files.values(), *self.golden_files.values()]
 

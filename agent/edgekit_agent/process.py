@@ -45,6 +45,14 @@ def rss_mib() -> float:
     return pages * resource.getpagesize() / (1 << 20)
 
 
+def peak_rss_mib() -> float:
+    """High-water mark of this program. Not `ru_maxrss`: that remembers the parent's memory across exec."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
 def give_back_memory() -> None:
     """Return freed heap to the system (glibc keeps it otherwise; measured 53-73 MiB after a swap)."""
     trim = getattr(_LIBC, "malloc_trim", None)  # musl has none

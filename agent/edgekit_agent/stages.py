@@ -23,7 +23,7 @@ MAX_RESTARTS = 5
 STAGE_LIMIT_S = {
     Stage.VERIFY: 120.0,
     Stage.DECRYPT: 120.0,
-    Stage.PROBE: 120.0,
+    Stage.PROBE: 600.0,  # an engine may be compiled here, which takes minutes
     Stage.SWAP: 60.0,
     Stage.ROLLBACK: 60.0,
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgekit import codec
 from edgekit.errors import InputError
+from edgekit_agent import certificates
 from edgekit_agent.store import Release, Store
 
 
@@ -19,6 +21,7 @@ def status(folder: Path) -> dict[str, Any]:
         return {
             "endpoint": store.get("endpoint"),
             "current": _release(store.release("current")),
+            "certificate": _certificate(folder, store.release("current")),
             "previous": _release(store.release("previous")),
             "job": None
             if job is None
@@ -29,6 +32,14 @@ def status(folder: Path) -> dict[str, Any]:
         }
     finally:
         store.close()
+
+
+def _certificate(folder: Path, release: Release | None) -> Any:
+    """What this device measured of the variant it serves; None when the builder had done it."""
+    if release is None:
+        return None
+    found = certificates.read(folder / certificates.FOLDER, release.assignment.bundle_digest, release.variant)
+    return None if found is None else codec.to_plain(found)
 
 
 def _release(release: Release | None) -> dict[str, str] | None:

@@ -236,10 +236,11 @@ _PROBES = ThreadPoolExecutor(2, "probe")
 def probe(release: Prepared, timeout_s: float, keep_going: Callable[[], None]) -> Loaded:
     """Load `release` and repeat its golden samples in a child process, where a crash costs nothing.
 
+    A variant that its builder could not measure on the target is measured here (`Loaded.measured`).
     `keep_going` is called several times a second and raises to stop; the probe then ends on its own and
     closes `release`. Raises GoldenError, EngineError (also for a crash or a hang).
     """
-    message, descriptors = release.message(1)
+    message, descriptors = release.message(1, certify=not release.entry.certificate.measured_on_target)
     future: Future[Loaded] = _PROBES.submit(launch.probe, message, descriptors, timeout_s=timeout_s)
     while True:
         try:

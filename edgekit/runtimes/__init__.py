@@ -8,10 +8,11 @@ import pkgutil
 from functools import cache
 
 from edgekit.errors import EngineMissing
-from edgekit.runtimes._base import Array, Files, Implemented, Options, Runtime, Session
+from edgekit.runtimes._base import ENGINE_CACHE, Array, Files, Implemented, Options, Runtime, Session
 from edgekit.runtimes._ports import Port, check_inputs
 
 __all__ = [
+    "ENGINE_CACHE",
     "Array",
     "Files",
     "Implemented",

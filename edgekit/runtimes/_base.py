@@ -20,6 +20,10 @@ Options = Mapping[str, str | int | float | bool]
 """Engine options, part of a variant: threads, precision hint, session configuration entries."""
 
 
+ENGINE_CACHE = "EDGEKIT_ENGINE_CACHE"
+"""Environment variable: a folder for what engines compile on the device; the agent names one."""
+
+
 class Session(Protocol):
     """A loaded model."""
 

@@ -22,10 +22,9 @@ from pathlib import Path
 from edgekit import codec
 from edgekit.errors import EngineError
 from edgekit.files import write_bytes
+from edgekit.runtimes._base import ENGINE_CACHE
 
 KINDS = ("memory", "disk", "none")
-FOLDER_VARIABLE = "EDGEKIT_ENGINE_CACHE"
-"""Where `disk` lies; the agent names its state folder here."""
 KEEP = 4
 """Newest entries that stay: the current and the previous release, on two providers."""
 _MANIFEST = "manifest.json"
@@ -62,7 +61,7 @@ def root(kind: str) -> Path:
     if kind == "memory":
         folder = Path("/dev/shm") / f"edgekit-{os.getuid()}" / "engines"  # noqa: S108 - checked below
     else:
-        named = os.environ.get(FOLDER_VARIABLE)
+        named = os.environ.get(ENGINE_CACHE)
         folder = Path(named) if named else Path.home() / ".cache" / "edgekit" / "engines"
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -294,10 +295,48 @@ def test_one_agent_per_state_folder(device: Device) -> None:
     assert again.stderr.startswith("error: ") and "in use by another agent" in again.stderr
 
 
-def test_status(place: StandIn, fleet: Fleet, device: Device) -> None:
-    first = release(place.folder, "1.0.0", variant(1.0), keys=place.keys)
-    assert roll(place, fleet, first).state is JobState.SUCCEEDED
+def test_status_and_the_first_certificate_on_this_device(
+    place: StandIn, fleet: Fleet, device: Device
+) -> None:
+    """A variant that was not measured on such a device is measured by it, before it serves."""
+
+    def made(version: str, weight: float, **certificate: Any) -> Path:
+        one = variant(weight)
+        changed = dataclasses.replace(one.certificate, **certificate)
+        return release(place.folder, version, dataclasses.replace(one, certificate=changed), keys=place.keys)
+
+    assert roll(place, fleet, made("1.0.0", 1.0, measured_on_target=True)).state is JobState.SUCCEEDED
+    assert status_of(device)["certificate"] is None, "the builder's certificate is enough"
+    second = made("2.0.0", 2.0, measured_on_target=False, stand_in="onnxruntime 1.32.0")
+    assert roll(place, fleet, second).state is JobState.SUCCEEDED
+    said = status_of(device)
+    assert (said["current"]["release"], said["counter"], said["job"]) == ("tiny:2.0.0", 2, None)
+    found = codec.from_plain(wire.DeviceCertificate, said["certificate"], what="certificate")
+    assert (found.release, found.variant) == ("tiny:2.0.0", said["current"]["variant"])
+    assert (found.engine, found.engine_version, found.coverage) == ("reference", "1.0", {"numpy": 1})
+    assert (found.measured_on_target, found.samples, found.runs) == (True, 2, 300)
+    assert 0 < found.latency_p50_ms <= found.latency_p95_ms <= found.latency_p99_ms
+    assert found.max_abs_difference <= 0.01 and found.peak_rss_mib > 5
+    assert found.host_architecture == os.uname().machine
+    fleet.until("the report", lambda: fleet.reported[-1].certificate == found)
+
+    # An engine that was updated since is measured again, when the agent is started again.
+    (path,) = (device.state / "certificates").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(codec.to_json(dataclasses.replace(found, engine_version="0.9")))
+    assert device.stop() == 0
+    device.start()
+    wait_for("a new one", lambda: status_of(device)["certificate"]["engine_version"] == "1.0")
+    assert device.client.served_weight() == 2.0
+    # Its bundle goes, and it goes with it.
+    for version in ("3.0.0", "4.0.0"):
+        third = made(version, 3.0, measured_on_target=True)
+        assert roll(place, fleet, third).state is JobState.SUCCEEDED
+    wait_for("its end", lambda: not list((device.state / "certificates").iterdir()))
+    assert status_of(device)["certificate"] is None
+
+
+def status_of(device: Device) -> Any:
     command = [*AGENT, "status", "--state", str(device.state)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    said = json.loads(done.stdout)
-    assert (said["current"]["release"], said["counter"], said["job"]) == ("tiny:1.0.0", 1, None)
+    return json.loads(done.stdout)

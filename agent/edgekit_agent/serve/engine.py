@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from edgekit.runtimes import Session
 from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._golden import GoldenReport, check
 from edgekit_agent import memfd, process
-from edgekit_agent.messages import Load, Loaded
+from edgekit_agent.messages import Load, Loaded, Measured
 
-_TIMED_RUNS = 20
-_TIMED_S = 1.0
+_TIMED_RUNS, _TIMED_S = 20, 1.0
+_CERTIFIED_RUNS, _CERTIFIED_S = 300, 3.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Proven:
     report: GoldenReport
     run_ms: float
     load_ms: float
+    measured: Measured | None
 
 
 def load(request: Load, fds: Sequence[int]) -> Proven:
@@ -44,17 +44,24 @@ def load(request: Load, fds: Sequence[int]) -> Proven:
     files = dict(zip(request.files, views, strict=False))
     golden = dict(zip(request.golden_files, views[len(request.files) :], strict=True))
     session: Session | None = None
+    measured = None
     try:
-        session = runtimes.get(request.config.engine.name).load(files, request.config.options)
+        runtime = runtimes.get(request.config.engine.name)
+        session = runtime.load(files, request.config.options)
         report = check(session, request.golden, golden)
-        run_ms = _median_ms(session, request.golden, golden)
+        run_ms = _percentiles(_times_ms(session, request.golden, golden, _TIMED_RUNS, _TIMED_S))[0]
+        load_ms = (time.perf_counter() - begin) * 1e3
+        if request.certify:
+            times = _times_ms(session, request.golden, golden, _CERTIFIED_RUNS, _CERTIFIED_S)
+            peak, coverage = round(process.peak_rss_mib(), 1), session.coverage()
+            measured = Measured(runtime.version(), *_percentiles(times), len(times), peak, coverage)
     except Exception as exc:
         if session is not None:
             session.close()
         if isinstance(exc, EdgekitError):
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
-    return Proven(session, report, run_ms, (time.perf_counter() - begin) * 1e3)
+    return Proven(session, report, run_ms, load_ms, measured)
 
 
 def success(request: Load, proven: Proven) -> Loaded:
@@ -68,6 +75,7 @@ def success(request: Load, proven: Proven) -> Loaded:
         run_ms=proven.run_ms,
         load_ms=proven.load_ms,
         rss_mib=process.rss_mib(),
+        measured=proven.measured,
     )
 
 
@@ -75,17 +83,25 @@ def failure(request: Load, exc: EdgekitError) -> Loaded:
     return Loaded(request.id, False, type(exc).__name__, exc.message, exc.hint, rss_mib=process.rss_mib())
 
 
-def _median_ms(session: Session, spec: GoldenSpec, files: dict[str, memoryview]) -> float:
+def _times_ms(
+    session: Session, spec: GoldenSpec, files: dict[str, memoryview], runs: int, limit_s: float
+) -> list[float]:
     """Of single golden samples, warm; `check` has run them all before."""
     tensors = {
         item.name: np.frombuffer(files[f"inputs/{item.name}"], DTYPES[item.datatype]).reshape(item.shape)
         for item in spec.inputs
     }
     times: list[float] = []
-    while len(times) < _TIMED_RUNS and sum(times) < _TIMED_S:
+    while len(times) < runs and sum(times) < limit_s * 1e3:
         row = len(times) % spec.samples
         sample = {name: array[row : row + 1] for name, array in tensors.items()}
         begin = time.perf_counter()
         session.run(sample)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) * 1e3
+        times.append((time.perf_counter() - begin) * 1e3)
+    return times
+
+
+def _percentiles(times_ms: list[float]) -> tuple[float, float, float]:
+    """p50, p95, p99."""
+    p50, p95, p99 = (round(float(np.quantile(times_ms, share)), 5) for share in (0.5, 0.95, 0.99))
+    return p50, p95, p99

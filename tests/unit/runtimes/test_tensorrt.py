@@ -53,7 +53,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(_cuda, "identify", lambda device: _cuda.Gpu("Orin", "8.7", "12.6"))
     monkeypatch.setattr(tensorrt, "_library_version", lambda: "10.3.0")
     monkeypatch.setattr(_trt_provider, "offered", lambda: True)
-    monkeypatch.setenv(_trt_cache.FOLDER_VARIABLE, str(tmp_path / "engines"))
+    monkeypatch.setenv(runtimes.ENGINE_CACHE, str(tmp_path / "engines"))
     yield
 
 
@@ -329,7 +329,7 @@ def test_old_engines_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_trt_cache.FOLDER_VARIABLE, str(tmp_path / "engines"))
+    monkeypatch.setenv(runtimes.ENGINE_CACHE, str(tmp_path / "engines"))
     folder = _trt_cache.root("disk")
     assert folder == tmp_path / "engines" and folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)
