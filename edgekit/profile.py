@@ -220,6 +220,11 @@ def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
             yield f"hardware.{name} must be positive", ""
     if not profile.target:
         yield "no [[target]]", "name at least one engine"
+    if profile.security.encrypt and any(target.options.get("cache") == "disk" for target in profile.target):
+        yield (
+            'target.options.cache = "disk" would put an encrypted model\'s weights on a disk',
+            'use cache = "memory", or set security.encrypt = false',
+        )
     budget = dataclasses.asdict(profile.budget)
     for name, value in budget.items():
         if value < 0 or (name in ("accuracy_ratio", "min_coverage") and value > 1):

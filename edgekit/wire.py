@@ -1,7 +1,8 @@
 """What agent and fleet say to each other: topics, messages, states, metrics; MQTT 5 unless said.
 
 Topics are `ek/v1/{tenant}/{device}/{channel}`. Every message is one canonical JSON document of a
-dataclass below. Unknown fields are refused; a new field means a new `v` in the topic.
+dataclass below. Unknown fields are refused: a required field means a new `v` in the topic, and one with a
+default is sent only where it differs from it, so that fleets are to be updated before their agents.
 """
 
 from __future__ import annotations

@@ -101,13 +101,14 @@ class Engine:
         """The first of TensorRT and its fallbacks that loads the model."""
         problems: list[str] = []
         session: Session
-        for unit in ("tensorrt", *asked.fallback):
+        units = ("tensorrt", *asked.fallback)
+        for place, unit in enumerate(units):
+            chain = units[place:]
             try:
                 if unit != "tensorrt":
-                    session = _trt_provider.load(model, plan, (unit,), asked.device)
+                    session = _trt_provider.load(model, plan, chain, asked.device)
                 elif use_provider(asked, offered=_trt_provider.offered()):
                     with _entry(model, plan_bytes, asked, version, "onnxruntime") as entry:
-                        chain = (unit, *asked.fallback)
                         folder = entry.folder if entry else None
                         session = _trt_provider.load(
                             model, plan, chain, asked.device, folder, _timings(asked)

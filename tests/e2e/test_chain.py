@@ -74,7 +74,8 @@ def test_served_answers_are_the_certified_ones(folder: Path, profile: str) -> No
     ring = KeyRing(folder / "keys")
     opened = bundle.open(folder / "kws.edgekit", [ring.verify_key()])
     key = opened.content_key(ring.sealing_key())
-    (entry,) = (one for one in opened.variants if one.config.profile == profile)
+    fitting = (one for one in opened.variants if one.config.profile == profile)
+    (entry,) = (one for one in fitting if not one.certificate.stand_in)  # its engine is not on this machine
     (given,), (answer,) = entry.golden.inputs, entry.golden.outputs
     golden = tensor(opened, entry, key, f"inputs/{given.name}", given.shape)
     certified = tensor(opened, entry, key, f"outputs/{answer.name}", answer.shape)

@@ -59,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
             output=folder / "kws.edgekit",
             cache=folder / "cache",
         )
-    assert {v.config.engine.name for v in built.variants} == {"onnxruntime", "openvino"}
+    assert {v.config.engine.name for v in built.variants} == {"onnxruntime", "openvino", "tensorrt"}
     return Site(folder, built)
 
 

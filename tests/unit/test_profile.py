@@ -120,6 +120,17 @@ def test_bad_files_say_what_and_where(tmp_path: Path, old: str, new: str, words:
     assert caught.value.message.startswith(str(path))
 
 
+def test_an_encrypted_models_engine_is_not_kept_on_a_disk(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = GOOD + '\n[[target]]\nruntime = "tensorrt"\nprecisions = ["int8"]\noptions = { cache = "disk" }\n'
+    path.write_text(text)
+    with pytest.raises(ProfileError, match="weights on a disk") as caught:
+        profile.read(path)
+    assert "security.encrypt = false" in caught.value.hint
+    path.write_text(text + "[security]\nencrypt = false\n")
+    assert profile.read(path).target[-1].options == {"cache": "disk"}
+
+
 def test_a_profile_needs_an_engine(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("target = []\n" + GOOD.split("[[target]]")[0])
