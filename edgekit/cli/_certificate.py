@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit.bundle import VariantEntry
-from edgekit.bundle.model import Certificate, Drift, Interval
+from edgekit.bundle.model import Certificate, Drift, Interval, Training
 from edgekit.cli._output import kib
 
 
@@ -42,6 +42,10 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
     if c.emulated:
         whole = "the answers" if c.emulated_samples == c.samples else f"{c.emulated_samples} of the answers"
         yield f"  An emulated {c.emulated} gave {whole}, and the golden samples; it says nothing about speed."
+    if c.baseline_sha256:
+        yield f"  fp32 is another model here, {c.baseline_sha256[:16]}: the original of this one."
+    if c.training:
+        yield f"  {_training(c.training)}"
     yield (
         f"  Source model {c.source_sha256[:16]}, calibration data {c.calibration_sha256[:16] or 'none'}, "
         f"evaluation data {c.dataset_sha256[:16]}."
@@ -64,6 +68,14 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
         yield ""
         yield "  Warnings"
         yield from (f"    {warning}" for warning in found)
+
+
+def _training(made: Training) -> str:
+    losses = f", loss {made.losses[0]:.4g} to {made.losses[-1]:.4g}" if made.losses else ""
+    return (
+        f"The source model says that it was made from {made.parent_sha256[:16]}: {'; '.join(made.methods)} "
+        f"({made.epochs} epochs, seed {made.seed}{losses})."
+    )
 
 
 def _robustness(c: Certificate) -> Iterator[str]:

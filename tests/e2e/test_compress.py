@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import edgekit
-from edgekit import cli
+from edgekit import cli, toolenv
+from edgekit.build import sources
 from edgekit.errors import ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("toolenv")]
@@ -100,6 +102,8 @@ learning_rate = 0.002
 """
 )
 TRAIN = '\n[[step]]\nmethod = "train"\nepochs = {epochs}\nlearning_rate = {rate}\n'
+
+SPARSE = '\n[[step]]\nmethod = "sparsify"\nepochs = 0\n'
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +192,9 @@ def test_the_same_seed_gives_the_same_bytes(place: Path, made: dict[str, Any]) -
     assert sum("epoch" in line for line in lines) == again.training.epochs == 10
 
 
-def test_the_build_judges_it_by_the_original(place: Path, made: dict[str, Any]) -> None:
+def test_the_build_judges_it_by_the_original(
+    place: Path, made: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     words: dict[str, Any] = {
         "calibration": f"{place / 'rows.npz'}[0:64]",
         "evaluate": f"{place / 'rows.npz'}[64:256]",
@@ -197,7 +203,9 @@ def test_the_build_judges_it_by_the_original(place: Path, made: dict[str, Any]) 
         "gate": False,
     }
     alone: Any = edgekit.build(place / "small.onnx", "generic-cpu", **words)
-    beside: Any = edgekit.build(place / "small.onnx", "generic-cpu", baseline=place / "whole.onnx", **words)
+    words |= {"baseline": place / "whole.onnx", "output": place / "small.edgekit"}
+    beside: Any = edgekit.build(place / "small.onnx", "generic-cpu", **words)
+    del words["baseline"], words["output"]
     original: Any = edgekit.build(place / "whole.onnx", "generic-cpu", **words)
     certificate = beside.variants[0].certificate
     assert certificate.baseline_accuracy == original.variants[0].certificate.accuracy
@@ -212,6 +220,30 @@ def test_the_build_judges_it_by_the_original(place: Path, made: dict[str, Any]) 
     assert certificate.training.seed == record["seed"] == 1
     assert record["losses"] == [one["loss"] for one in made["epochs"]]
     assert record["methods"][0] == "train epochs=6 learning_rate=0.1"
+    assert cli.main(["inspect", str(place / "small.edgekit"), "--certificate", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "train epochs=6 learning_rate=0.1; prune" in said
+    assert certificate.baseline_sha256[:16] in said
+    assert "prune" in beside.html()
+
+
+def test_an_exported_file_needs_no_trust_and_keeps_its_names(place: Path) -> None:
+    export = (
+        "import sys, torch; sys.path.insert(0, '.'); import net\n"
+        "program = torch.export.export(net.small().eval(), (torch.zeros(2, 3, 8, 8),),\n"
+        "    dynamic_shapes={'x': {0: torch.export.Dim.DYNAMIC}})\n"
+        "torch.export.save(program, 'net.pt2')\n"
+    )
+    python = str(toolenv.ensure("torch"))
+    subprocess.run([python, "-c", export], cwd=place, check=True, capture_output=True)
+    text = f'[model]\nfile = "net.pt2"\n[data]\ntrain = "rows.npz[0:64]"\n{SPARSE}'
+    edgekit.compress(recipe(place, text, "file.toml"), place / "sparse.onnx")
+    want, have = sources.load(place / "net.pt2"), sources.load(place / "sparse.onnx")
+    assert (have.inputs, have.outputs) == (want.inputs, want.outputs)
+    assert have.training is not None
+    assert have.training.parent_sha256 == want.file_sha256
+    head = weights(place / "sparse.onnx")[4, 16]
+    assert np.count_nonzero(head) == head.size / 2
 
 
 def test_a_loss_that_is_no_number_is_one_line(place: Path) -> None:

@@ -34,6 +34,10 @@ def _certificate(c: Certificate) -> str:
         ("calibration data", _digest(c.calibration_sha256)),
         ("evaluation data", _digest(c.dataset_sha256)),
     )
+    if c.baseline_sha256:
+        pairs += (("fp32 is", _digest(c.baseline_sha256)),)
+    if c.training:
+        pairs += (("compressed by", text.esc("; ".join(c.training.methods))),)
     pairs += tuple(_disturbed(one) for one in c.robustness) + tuple(_drift(one) for one in c.drift)
     passed = sum(g.passed for g in c.gates)
     pill = f'<span class="badge good">{passed} gates passed</span>' if passed == len(c.gates) else ""
