@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """3 stages of `blocks` blocks; (rows, 3, 32, 32) to (rows, 10) logits."""
+    """`blocks` per stage; (rows, 3, 32, 32) to (rows, 10) logits."""
 
     def __init__(self, blocks, width=16):
         super().__init__()
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
         before = width
         for stage, channels in enumerate((width, 2 * width, 4 * width), 1):
             layers = []
-            for place in range(blocks):
+            for place in range(blocks[stage - 1]):
                 layers.append(Block(before, channels, 2 if stage > 1 and not place else 1))
                 before = channels
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
@@ -51,13 +51,13 @@ class ResNet(nn.Module):
 
 
 def resnet20():
-    return ResNet(3)
+    return ResNet((3, 3, 3))
 
 
 def resnet56():
-    return ResNet(9)
+    return ResNet((9, 9, 9))
 
 
-def resnet14():
-    """A student: resnet20 without the last block of each stage."""
-    return ResNet(2)
+def resnet16():
+    """A student: resnet20 without the last block of the first and of the last stage."""
+    return ResNet((2, 3, 2))

@@ -145,6 +145,50 @@ def weights(path: Path) -> dict[tuple[int, ...], NDArray[Any]]:
     return {array.shape: array for array in found if array.ndim in (2, 4) and array.dtype == np.float32}
 
 
+FORMULAS = """
+import sys
+import numpy as np
+import torch
+sys.path.insert(0, sys.argv[1])
+import _torch_lowbit, _torch_train
+with np.load("formulas.npz") as file:
+    scores, taught, labels, weight = (torch.from_numpy(file[n]) for n in ("s", "t", "y", "w"))
+hard = torch.nn.functional.cross_entropy(scores, labels)
+np.savez(
+    "answers.npz",
+    loss=_torch_train.distillation(scores, taught, hard, 3.0, 0.7),
+    logits=_torch_train.logits(torch.softmax(taught, 1)),
+    mask=_torch_lowbit.two_of_four(weight),
+)
+"""
+
+
+def test_the_formulas_are_those_of_the_papers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    s, t = generator.normal(0, 2, (2, 6, 4))
+    y, w = generator.integers(0, 4, 6), generator.normal(0, 1, (3, 8, 2, 2))
+    np.savez(tmp_path / "formulas.npz", s=s, t=t, y=y, w=w)
+    scripts = str(Path(toolenv.__file__).parent / "scripts")
+    python = str(toolenv.ensure("torch"))
+    subprocess.run([python, "-c", FORMULAS, scripts], cwd=tmp_path, check=True, capture_output=True)
+
+    def softmax(z: NDArray[Any]) -> NDArray[Any]:
+        e = np.exp(z - z.max(1, keepdims=True))
+        return np.asarray(e / e.sum(1, keepdims=True))
+
+    with np.load(tmp_path / "answers.npz") as found:
+        teacher, student = softmax(t / 3), softmax(s / 3)
+        divergence = (teacher * np.log(teacher / student)).sum(1).mean()
+        hard = -np.log(softmax(s)[np.arange(6), y]).mean()
+        np.testing.assert_allclose(found["loss"], 0.7 * 9 * divergence + 0.3 * hard, rtol=1e-9)
+        np.testing.assert_allclose(softmax(found["logits"]), softmax(t), rtol=1e-9)
+        # Of each four neighbours along the input channels the two largest stay.
+        fours = np.abs(np.moveaxis(w, 1, -1).reshape(-1, 4))
+        kept = np.moveaxis(found["mask"], 1, -1).reshape(-1, 4) == 1
+        assert (kept.sum(1) == 2).all()
+        assert (np.where(kept, fours, np.inf).min(1) >= np.where(kept, 0, fours).max(1)).all()
+
+
 def test_channels_are_gone_only_where_they_may_go(place: Path, made: dict[str, Any]) -> None:
     pruned = made["steps"][1]
     assert pruned["channels"] == {"inner": [16, 8]}
