@@ -271,8 +271,8 @@ def test_it_builds_without_a_network(bench: Bench, first: Done) -> None:
     rows: Words = ["--calibration", f"{DATA}[0:100]"]
     done = bench.run(*words, *GOOD, *rows, *SMALL, "--json", through=unshare("--net"))
     assert done.code == 0, done.err
-    assert done.answer["cache_hits"] == 4  # the fp32 baselines
-    assert sum(one["error"] == "" for one in done.answer["candidates"]) == 2
+    assert done.answer["cache_hits"] == 6  # the fp32 baselines
+    assert sum(one["error"] == "" for one in done.answer["candidates"]) == 3
 
 
 def test_a_full_disk_leaves_nothing_behind(bench: Bench, first: Done, tmp_path: Path) -> None:
