@@ -14,12 +14,12 @@ from edgekit import host, profile
 from edgekit.build import emulate, pipeline
 from edgekit.build.cache import Cache
 from edgekit.build.data import Naming
-from edgekit.build.emulate import _sysroot
+from edgekit.build.emulate import _machine, _sysroot
 from edgekit.build.progress import Silent
 from edgekit.build.request import Request
 from edgekit.bundle.model import EngineRange
 from edgekit.cli import main
-from edgekit.errors import SystemFault
+from edgekit.errors import DataError, SystemFault
 
 ROOT = Path(__file__).parents[2]
 KWS = ROOT / "examples" / "kws"
@@ -118,6 +118,15 @@ def test_a_system_that_was_interrupted_is_made_again(tmp_path: Path, monkeypatch
     again = _sysroot.ensure(lock, Silent())
     assert (again.site / "onnxruntime" / "__init__.py").is_file()
     assert list(tmp_path.glob("*.python")) == []
+
+
+def test_rows_that_would_take_too_long_are_refused_with_the_number_that_fits(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_machine, "BUDGET_S", 0.01)
+    with pytest.raises(DataError, match=r"a row takes \d+\.\d s on the emulated CPU, 90 rows") as caught:
+        pipeline.build(kws((profile.get("rpi5"),), emulate_rows=90), cache)
+    assert caught.value.hint == "--emulate-rows 1"
 
 
 def test_setup_makes_what_a_profile_needs(capfd: pytest.CaptureFixture[str]) -> None:

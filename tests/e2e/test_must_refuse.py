@@ -50,7 +50,7 @@ def kws(board: profile.Profile, **changes: object) -> Request:
         naming=Naming(labels="y"),
         affine=("0.5847029089927673,83",),
         precisions=("int8",),
-        emulate_rows=50,
+        emulate_rows=30,
         effort="quick",
     )
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
