@@ -126,6 +126,9 @@ def _problems(recipe: TrainingRecipe) -> Iterator[str]:
             yield f"[{name}] weights belong to code; a file holds its own"
     if recipe.model.code and not recipe.model.shape:
         yield '[model] code needs shape = ["INPUT=1,3,32,32"]'
+    for pair in recipe.data.input:
+        if not all(pair.rpartition("=")):
+            yield f"[data] input = {pair!r} is not INPUT=ARRAY"
     yield from _bad_numbers(recipe)
     if not recipe.step:
         yield "no [[step]]"

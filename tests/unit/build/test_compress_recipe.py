@@ -58,6 +58,7 @@ def test_defaults(tmp_path: Path) -> None:
         (GOOD.replace('file = "model.pt2"', 'code = "m.py"'), "is not FILE.py:FUNCTION"),
         (GOOD.replace('train = "rows.npz"', 'train = "rows.npz"\ncrop = -1'), "crop"),
         (GOOD + "[train]\nbatch = 1\n", "batch"),
+        (GOOD.replace('train = "rows.npz"', 'train = "rows.npz"\ninput = ["x"]'), "is not INPUT=ARRAY"),
         (GOOD + 'loss = "mse"\n' + STEP.format("train"), "do not mix"),
         ("[model]\n", "data"),
         ("not toml", "not valid TOML"),
