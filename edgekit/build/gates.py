@@ -154,10 +154,18 @@ def _accuracy(figures: Figures, budget: Budget) -> GateResult:
         good = value <= want
         rule = f"{want:.4f}, fp32's {base:.4f} with {ratio:g} allowed"
         sign = "<=" if good else ">"
-    where = f" on an emulated {figures.emulated}" if figures.emulated else ""
-    if figures.is_emulated_only and figures.host_gap < sys.float_info.max:
-        where += f" (this host answers otherwise, by up to {figures.host_gap:.2g})"
-    return GateResult("accuracy", good, f"{figures.metric} {value:.4f}{where} {sign} {rule}")
+    return GateResult("accuracy", good, f"{figures.metric} {value:.4f}{_where(figures)} {sign} {rule}")
+
+
+def _where(figures: Figures) -> str:
+    """On which CPU the answers were made, where it was not this host's alone."""
+    if not figures.emulated:
+        return ""
+    if not figures.is_emulated_only:
+        return f" ({figures.emulated_rows} of {figures.samples} rows on an emulated {figures.emulated})"
+    gap = figures.host_gap
+    otherwise = f" (this host answers otherwise, by up to {gap:.2g})" if gap < sys.float_info.max else ""
+    return f" on an emulated {figures.emulated}{otherwise}"
 
 
 def _error_growth(figures: Figures, budget: Budget) -> GateResult:

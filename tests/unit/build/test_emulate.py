@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +73,18 @@ def test_every_lock_pins_what_its_name_says_with_hashes() -> None:
             assert any(pin.startswith(tuple(wanted)) for pin in pins)
             assert all(pin.endswith("\\") for pin in pins)
             assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_the_newest_lock_is_the_hosts_own_version() -> None:
+    """Else the device's wheels have been forgotten: docs/emulation.md tells how to pin them."""
+    for engine, package in (
+        ("onnxruntime", "onnxruntime"),
+        ("openvino", "openvino"),
+        ("litert", "ai-edge-litert"),
+    ):
+        found = _sysroot.lock_for(EngineRange(engine), "aarch64")
+        assert found is not None
+        assert found.version == metadata.version(package)
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,25 @@ def test_another_engines_speed_memory_and_units_decide_nothing() -> None:
         assert "not decided, onnxruntime stood in" in found[name].reason
     lost = figures(stand_in="onnxruntime", on_target=False, accuracy=stats.wilson(400, 800))
     assert not gates.judge(lost, budget, size_matters=False)[0].passed, "answers do decide"
+
+
+def test_coverage_of_the_wanted_unit_names_where_the_rest_fell_back() -> None:
+    seen = figures(coverage={"cpu": 9, "gpu": 1}, unit="gpu")
+    gate = verdicts(seen, Budget(min_coverage=0.9))["coverage"]
+    assert not gate.passed
+    assert gate.reason == "1 of 10 nodes on gpu, 90% wanted; the others fell back to cpu (9)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "accuracy 0.9137 >="),
+        ({"emulated": "a72", "emulated_rows": 9}, "accuracy 0.9137 (9 of 800 rows on an emulated a72) >="),
+        (
+            {"emulated": "a72", "is_emulated_only": True, "host_gap": 0.5},
+            "accuracy 0.9137 on an emulated a72 (this host answers otherwise, by up to 0.5) >=",
+        ),
+    ],
+)
+def test_the_accuracy_gate_says_whose_answers_it_judged(changes: dict[str, object], words: str) -> None:
+    assert verdicts(figures(**changes))["accuracy"].reason.startswith(words)
