@@ -58,8 +58,8 @@ class Engine:
         found, products = facts(model), recipe.options.get("only") == "products"
         if recipe.precision == "int8-dynamic" and found.depthwise:
             return "convolutions in groups have no fast dynamic int8 kernel (0.3 x fp32)"
-        if products and not found.product_weights:
-            return "no matrix product has constant weights"
+        if products and not found.mostly_products:
+            return "most weights are convolutions, which would stay in floating point"
         if recipe.precision == "int8" and found.attention and not products:
             return "the graph has attention, and a recipe for it comes next"
         return ""

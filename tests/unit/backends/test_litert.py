@@ -128,6 +128,7 @@ def test_transformers_get_their_products_quantized_and_nothing_else() -> None:
     assert "attention" in BACKEND.worth(attention(), plain)
     assert BACKEND.worth(attention(), products) == ""
     assert BACKEND.worth(network(), plain) == ""
+    assert "convolutions" in BACKEND.worth(network(), products)
     types = weights_of(build(network(), products))
     assert sorted(types.values()) == ["float32", "float32", "int8"]
     assert types["edgekit_n5_weight"] == "int8"
