@@ -63,7 +63,9 @@ def check(
             known |= dict(zip(todo, pool.map(one, todo.values()), strict=True))
     for key in todo:
         workshop.cache.put(key, {"robustness.json": codec.to_json(known[key])})
-    return {name: known[key] for name, key in keys.items() if key in known}
+    emulated = [one.candidate.name for one in outcomes if one.measurement and one.measurement.emulated]
+    unasked = {name: Checked(note=f"{name}: robustness not checked under emulation") for name in emulated}
+    return unasked | {name: known[key] for name, key in keys.items() if key in known}
 
 
 def _key(outcome: Outcome, context: Context, made: Callable[[Recipe, SourceModel | None], Made]) -> str:
