@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +17,9 @@ from edgekit.backends._base import Calibration
 METHODS = {"minmax": "MinMax", "average": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 """How ranges of activations come from the rows' extremes: a recipe's "method" to onnxruntime's
 CalibrationMethod. "average": the mean of each row's, so that one odd row does not make every step coarser."""
+
+BLOCK = 32
+"""Weights that share a scale in MatMulNBits."""
 
 
 def half(onnx_bytes: bytes) -> bytes:
@@ -99,6 +104,21 @@ def dynamic(onnx_bytes: bytes, *, keep: list[str], reduce_range: bool) -> bytes:
     return _through_files(onnx_bytes, make)
 
 
+def in_blocks(onnx_bytes: bytes, bits: int, keep: list[str]) -> bytes:
+    """Weights of matrix products in `bits`, one scale for every BLOCK of them, which MatMulNBits kernels read
+    as they are: the one recipe whose weights stay small in memory too."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quiet()
+    proto = onnx.ModelProto.FromString(onnx_bytes)
+    quantizer = MatMulNBitsQuantizer(
+        proto, bits=bits, block_size=BLOCK, is_symmetric=True, nodes_to_exclude=keep
+    )
+    quantizer.process()
+    return bytes(quantizer.model.model.SerializeToString(deterministic=True))
+
+
 def quiet() -> None:
     """The quantizer advises through the root logger; what matters comes back as an error."""
     logging.getLogger().addFilter(_is_not_quantizer)
@@ -110,7 +130,8 @@ def _through_files(onnx_bytes: bytes, make: Callable[[Path, Path], None]) -> byt
     with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as name:
         folder = Path(name)
         (folder / "in.onnx").write_bytes(onnx_bytes)
-        make(folder / "in.onnx", folder / "out.onnx")
+        with contextlib.redirect_stdout(io.StringIO()):  # calibration by histograms prints what it does
+            make(folder / "in.onnx", folder / "out.onnx")
         return (folder / "out.onnx").read_bytes()
 
 

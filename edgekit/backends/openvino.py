@@ -47,7 +47,7 @@ class Engine:
         if recipe.options.get("transformer") == "plain":
             return ""
         if recipe.precision == "int8" and "transformer" not in recipe.options and facts(model).attention:
-            return "the graph has attention, and a recipe for it comes next"
+            return "the graph has attention, and other recipes are made for it"
         return ""
 
     def layers(self, model: SourceModel) -> list[str]:
