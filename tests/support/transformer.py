@@ -7,6 +7,7 @@ attention and one feed-forward layer, each with its residual and normalisation, 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ def model() -> SourceModel:
     weights["down"] = random.normal(size=(HIDDEN, WIDTH)) / np.sqrt(HIDDEN)
     weights |= {"one": np.ones(WIDTH), "zero": np.zeros(WIDTH), "root": np.array(np.sqrt(WIDTH))}
 
-    def node(kind: str, given: str, made: str, **attributes: object) -> onnx.NodeProto:
+    def node(kind: str, given: str, made: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(kind, given.split(), [made], name=f"{kind}.{made}", **attributes)
 
     nodes = [

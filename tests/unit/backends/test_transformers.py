@@ -48,7 +48,7 @@ def answers(name: str) -> Array:
 
 
 def test_what_is_tried_first() -> None:
-    first = {}
+    first: dict[tuple[str, str], str] = {}
     for name in WORTHY:
         first.setdefault((RECIPES[name].engine, RECIPES[name].precision), name)
     assert first["onnxruntime", "int8"] == "onnxruntime.int8-u8-only.products"
