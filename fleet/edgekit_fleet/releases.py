@@ -177,6 +177,7 @@ def _describe_variant(entry: bundle.VariantEntry) -> dict[str, Any]:
         "latency_p95_ms": certificate.latency.p95_ms,
         "gates": [{"gate": g.gate, "passed": g.passed, "reason": g.reason} for g in certificate.gates],
         "gate_skipped": certificate.gate_skipped,
+        "stand_in": certificate.stand_in,
     }
 
 

@@ -27,7 +27,12 @@ def _certificate(c: Certificate) -> str:
             f"{_ms(c.latency.p50_ms)} / {_ms(c.latency.p95_ms)} / {_ms(c.latency.p99_ms)} ms",
         ),
         ("peak memory", f"{text.number(c.peak_rss_mib)} MiB"),
-        ("engine", f"{text.esc(c.engine)} {text.esc(c.engine_version)}"),
+        (
+            "engine",
+            f"not measured on {text.esc(c.engine)}: {text.esc(c.stand_in)} stood in"
+            if c.stand_in
+            else f"{text.esc(c.engine)} {text.esc(c.engine_version)}",
+        ),
         ("measured on", f"{text.esc(c.host_cpu or 'an unnamed CPU')} ({text.esc(c.host_architecture)})"),
         ("on the target", "yes" if c.measured_on_target else "no: each device proves it with golden samples"),
         ("source model", _digest(c.source_sha256)),

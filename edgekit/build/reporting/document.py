@@ -73,6 +73,8 @@ class Figures:
     on_target: bool = False
     emulated: str | bool = ""
     """The CPU that was emulated for the answers; empty or false: the host's own."""
+    stand_in: str = ""
+    """The engine that answered in place of the candidate's own; empty: its own."""
     cpu_ms: float | None = None
     latency_histogram: Histogram | None = None
     per_class: tuple[ClassRow, ...] = ()

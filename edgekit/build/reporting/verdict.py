@@ -6,9 +6,9 @@ from edgekit.build.reporting import text
 from edgekit.build.reporting.document import Candidate, Figures, Report
 
 
-def winner(report: Report, profile: str) -> tuple[int, Candidate] | None:
-    """The candidate that ships for the profile, with its number."""
-    return next(((n, c) for n, c in report.of(profile) if c.kept), None)
+def winners(report: Report, profile: str) -> list[tuple[int, Candidate]]:
+    """The candidates that ship for the profile, with their numbers; two where one could not be measured."""
+    return [(n, c) for n, c in report.of(profile) if c.kept]
 
 
 def reference(report: Report, candidate: Candidate) -> Figures | None:
@@ -24,7 +24,7 @@ def reference(report: Report, candidate: Candidate) -> Figures | None:
 
 
 def cards(report: Report) -> str:
-    """One card per profile."""
+    """One card per profile and variant that ships."""
     drawn = "".join(
         _card(report, n, row.name, row.description) for n, row in enumerate(report.profile_rows, 1)
     )
@@ -34,29 +34,32 @@ def cards(report: Report) -> str:
 def sentence(report: Report) -> tuple[str, str]:
     """The whole build in one line, and its tone (good, warn, bad)."""
     profiles = [row.name for row in report.profile_rows]
-    kept = [found[1] for name in profiles if (found := winner(report, name))]
+    kept = [c for name in profiles for _, c in winners(report, name)]
     if not profiles:
         return "Nothing was tried.", "bad"
-    if len(kept) < len(profiles):
-        missing = [name for name in profiles if winner(report, name) is None]
+    missing = [name for name in profiles if not winners(report, name)]
+    if missing:
         return f"Nothing passes for {', '.join(missing)}.", "bad"
-    forced = [c.profile for c in kept if not c.passed]
+    forced = dict.fromkeys(c.profile for c in kept if not c.passed)
     if forced:
         return f"Forced past a failing gate: {', '.join(forced)}.", "warn"
-    many = f"all {len(kept)} profiles have" if len(kept) > 1 else f"{profiles[0]} has"
+    many = f"all {len(profiles)} profiles have" if len(profiles) > 1 else f"{profiles[0]} has"
     return f"{many[0].upper()}{many[1:]} a variant that passes every gate.", "good"
 
 
 def _card(report: Report, n: int, name: str, description: str) -> str:
-    found = winner(report, name)
+    found = winners(report, name)
     head = f'<h3><a href="#p{n}">{text.esc(name)}</a></h3><p class="about">{text.esc(description, 120)}</p>'
-    if found is None:
+    if not found:
         tried = len(report.of(name))
         return (
             f'<article class="card bad">{head}<p class="pill bad">nothing passes</p>'
             f"<p>{tried} candidates were tried; the table tells each one's reason.</p></article>"
         )
-    number, c = found
+    return "".join(_shipping(report, number, c, head) for number, c in found)
+
+
+def _shipping(report: Report, number: int, c: Candidate, head: str) -> str:
     pill = '<p class="pill good">ships</p>' if c.passed else '<p class="pill warn">ships by --no-gate</p>'
     body = _figures(report, c, c.figures) if c.figures else ""
     return (
@@ -103,6 +106,9 @@ def faster(f: Figures) -> str:
 
 def where(f: Figures) -> str:
     """What the figures are worth: measured where the model will run, or not."""
+    if f.stand_in:
+        words = f"not measured on its engine: every figure is {text.esc(f.stand_in)}'s on the same graph"
+        return f'<p class="where">{words}</p>'
     if f.emulated:
         cpu = text.esc(f.emulated) if isinstance(f.emulated, str) else "target"
         return f'<p class="where">answers from an emulated {cpu}; timings are not the target\'s</p>'

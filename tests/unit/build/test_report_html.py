@@ -137,6 +137,23 @@ def test_what_failed_says_so() -> None:
     assert "it crashed" in page.text
 
 
+def test_a_stand_ins_variant_has_a_card_of_its_own() -> None:
+    """And it says before anything else that its engine was not measured."""
+    report = copy.deepcopy(REPORT)
+    mine = [one for one in report["candidates"] if one["profile"] == "jetson" and one["figures"]]
+    other = next(one for one in mine if not one["kept"])
+    other.update(kept=True)
+    other["figures"]["stand_in"] = "onnxruntime"
+    before, after = Page(render(REPORT)), Page(render(report))
+
+    def cards(page: Page) -> int:
+        return sum((one.get("class") or "").startswith("card ") for one in page.all("article"))
+
+    assert cards(after) == cards(before) + 1
+    assert "not measured on its engine: every figure is onnxruntime's on the same graph" in after.text
+    assert "not measured on its engine" not in before.text
+
+
 def test_the_overlay_is_model_explorers_node_data() -> None:
     page = Page(render(REPORT))
     links = [a for a in page.all("a") if (a.get("download") or "").endswith("-sqnr.json")]

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from edgekit.wire import JobState
+from edgekit import codec
+from edgekit.wire import DeviceCertificate, JobState
 from edgekit_fleet.rollout.strategies import Phase
 from edgekit_fleet.web import charts
 from tests.unit.fleet.web.site import NEW, OLD, VARIANT, Page, Site, site
@@ -212,6 +213,23 @@ def test_skipped_gate_is_shown(dash: Site) -> None:
     dash.release(third, "kws", "3", variants=[{**VARIANT, "gate_skipped": True}])
     assert "skipped" in shown(dash, "/releases").text
     assert "--no-gate" in shown(dash, f"/releases/{third}").text
+
+
+def test_what_a_stand_in_and_what_a_device_measured(dash: Site) -> None:
+    third = "sha256:" + "c" * 64
+    unmeasured = {**VARIANT, "engine": "tensorrt", "stand_in": "onnxruntime 1.32.0"}
+    dash.release(third, "kws", "3", variants=[unmeasured])
+    assert "Not measured on tensorrt" in shown(dash, f"/releases/{third}").text
+    certificate = DeviceCertificate(
+        "kws:3", "v", third, "tensorrt", HOSTILE, "Cortex-A78AE", "aarch64", ("asimd",), True, 16, 0.01, 1.0,
+        0.25, 0.5, 0.75, 300, 41_000.0, 612.5, {"TensorRT": 9}, "2026-11-25T23:00:00+00:00",
+    )  # fmt: skip
+    dash.device("orin", reported={"certificate": codec.to_plain(certificate)})
+    page = shown(dash, "/devices/orin")
+    assert page.all("img") == []
+    text = " ".join(page.text.split())
+    assert "Measured here" in text and "p50 0.250 ms, p95 0.500 ms, 612.5 MiB" in text
+    assert "Measured here" not in shown(dash, "/devices/cam-1").text
 
 
 def test_reports_of_one_instant_are_drawn() -> None:
