@@ -119,6 +119,15 @@ def in_blocks(onnx_bytes: bytes, bits: int, keep: list[str]) -> bytes:
     return bytes(quantizer.model.model.SerializeToString(deterministic=True))
 
 
+def lean(onnx_bytes: bytes) -> bytes:
+    """Without the shapes of inner tensors, which the quantizer leaves in and engines find out themselves."""
+    import onnx
+
+    proto = onnx.ModelProto.FromString(onnx_bytes)
+    del proto.graph.value_info[:]
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
 def quiet() -> None:
     """The quantizer advises through the root logger; what matters comes back as an error."""
     logging.getLogger().addFilter(_is_not_quantizer)
@@ -132,7 +141,7 @@ def _through_files(onnx_bytes: bytes, make: Callable[[Path, Path], None]) -> byt
         (folder / "in.onnx").write_bytes(onnx_bytes)
         with contextlib.redirect_stdout(io.StringIO()):  # calibration by histograms prints what it does
             make(folder / "in.onnx", folder / "out.onnx")
-        return (folder / "out.onnx").read_bytes()
+        return lean((folder / "out.onnx").read_bytes())
 
 
 def _rows(calibration: Calibration) -> Iterator[dict[str, Any]]:

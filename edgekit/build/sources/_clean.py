@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.build.sources import _probe
+from edgekit.build.sources import _lower, _probe
 from edgekit.build.sources._base import Arrays
 from edgekit.build.sources.onnx_file import library
 from edgekit.errors import EngineError, ModelError
@@ -44,6 +44,8 @@ def clean(path: Path, model: Any, questions: Sequence[Arrays]) -> bytes:
         return _stamped(model)
     if default_opset(model) < OLD_OPSET:
         model = _first_sound(model, wanted, questions, (_raised,))
+    if _lower.needed(model):
+        model = _first_sound(model, wanted, questions, (_lowered,))
     return _stamped(_first_sound(model, wanted, questions, (_slim, _sim)))
 
 
@@ -77,6 +79,10 @@ def _raised(model: Any) -> Any:
     from onnx import version_converter
 
     return version_converter.convert_version(model, OPSET)
+
+
+def _lowered(model: Any) -> Any:
+    return _lower.lower(_copy(model))
 
 
 def _slim(model: Any) -> Any:
@@ -120,6 +126,7 @@ def _copy(model: Any) -> Any:
 
 def _stamped(model: Any) -> bytes:
     model.producer_name, model.producer_version, model.doc_string = "edgekit", "", ""
+    _lower.forget_domains(model)
     return bytes(model.SerializeToString(deterministic=True))
 
 

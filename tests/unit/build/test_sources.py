@@ -328,6 +328,26 @@ def test_an_old_opset_is_raised_so_that_it_can_be_quantized_per_channel(tmp_path
     np.testing.assert_allclose(session.run({"x": x})["y"], x @ models.WEIGHT)
 
 
+@pytest.mark.parametrize("per_column", [True, False])
+@pytest.mark.parametrize("elem_type", [TensorProto.FLOAT, TensorProto.INT64])
+def test_a_scaler_becomes_arithmetic_that_every_engine_takes(
+    tmp_path: Path, per_column: bool, elem_type: int
+) -> None:
+    offset, scale = ([1.0, 2, 3, 4], [0.5, 1, 2, 3]) if per_column else ([1.5], [0.25])
+    model = models.linear(elem_type=elem_type)
+    model.graph.node[0].input[0] = "scaled"
+    scaler = helper.make_node("Scaler", ["x"], ["scaled"], domain="ai.onnx.ml", offset=offset, scale=scale)
+    model.graph.node.insert(0, scaler)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    found = onnx.load_from_string(sources.load(models.saved(tmp_path, model)).onnx)
+    assert {node.domain for node in found.graph.node} == {""}
+    assert [entry.domain for entry in found.opset_import] == [""]
+    x = np.array([[1, 2, 3, 4]], helper.tensor_dtype_to_np_dtype(elem_type))
+    session = runtimes.get("onnxruntime").load({"model.onnx": found.SerializeToString()}, {})
+    expected = (x.astype(np.float32) - offset) * scale @ models.WEIGHT
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=1e-5)
+
+
 def test_a_clean_up_that_changes_answers_is_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
