@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import edgekit
 from benchmarks.zoo import fastestdet
-from edgekit import runtimes
+from edgekit import profile, runtimes
 from edgekit.build import data, stats
 from edgekit.build.data import Wanted, images
 from edgekit.bundle.model import Certificate, TensorSpec
@@ -46,7 +46,8 @@ def certified(model: Path, cache: Path, **how: Any) -> Certificate:
 
 
 def answers(model: Path, rows: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    session = runtimes.get("onnxruntime").load({"model.onnx": model.read_bytes()}, {})
+    (target,) = (one for one in profile.get("generic-cpu").target if one.runtime == "onnxruntime")
+    session = runtimes.get("onnxruntime").load({"model.onnx": model.read_bytes()}, target.options)
     count = len(next(iter(rows.values())))
     said = [session.run({name: array[i : i + 1] for name, array in rows.items()}) for i in range(count)]
     return np.concatenate([next(iter(one.values())) for one in said])
