@@ -10,6 +10,7 @@ from functools import cache
 from edgekit.backends._base import (
     Backend,
     Calibration,
+    Isolated,
     Layered,
     Recipe,
     Selective,
@@ -23,6 +24,7 @@ from edgekit.errors import EngineMissing
 __all__ = [
     "Backend",
     "Calibration",
+    "Isolated",
     "Layered",
     "Recipe",
     "Selective",

@@ -120,6 +120,13 @@ class Selective(Protocol):
 
 
 @runtime_checkable
+class Isolated(Protocol):
+    """A backend that builds in a tool environment: a crash stays there, so it needs no worker process too."""
+
+    isolated: bool
+
+
+@runtime_checkable
 class StandIn(Protocol):
     """A backend whose engine is seldom on the host."""
 

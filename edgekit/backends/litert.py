@@ -40,6 +40,7 @@ class Engine:
     """onnx2tf and ai-edge-quantizer, in the tool environment "litert"."""
 
     runtime = _NAME
+    isolated = True
 
     def tools(self) -> dict[str, str]:
         return toolenv.versions(_ENV, _TOOLS)

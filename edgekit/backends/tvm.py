@@ -58,6 +58,7 @@ class Engine:
     """apache-tvm with its LLVM, and ziglang for the linker it carries, in the tool environment "tvm"."""
 
     runtime = _NAME
+    isolated = True
 
     def tools(self) -> dict[str, str]:
         return toolenv.versions(_ENV, _TOOLS)

@@ -85,10 +85,11 @@ def _static(options: dict[str, Any], model: Path, rows: dict[str, Any], out: Pat
 
 
 def openvino(precision: str, options: dict[str, Any], model: Path, rows: dict[str, Any], out: Path) -> None:
-    import nncf
     import openvino as library
 
     graph = library.Core().read_model(model)
+    if precision != "fp16":
+        import nncf  # slow, and fp16 needs none of it
     if precision == "int8":
         count = len(next(iter(rows.values())))
         feeds = [{name: array[i : i + 1] for name, array in rows.items()} for i in range(count)]
@@ -117,6 +118,7 @@ def openvino(precision: str, options: dict[str, Any], model: Path, rows: dict[st
 def litert(precision: str, options: dict[str, Any], model: Path, rows: dict[str, Any], out: Path) -> None:
     import onnx
     import onnx2tf
+    import onnxslim
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
@@ -126,8 +128,9 @@ def litert(precision: str, options: dict[str, Any], model: Path, rows: dict[str,
     for value in graph.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     work = out.with_suffix(".work")
+    # onnx2tf calls onnxsim where it is installed; without any, int8 of the keyword spotter answers wrongly.
     onnx2tf.convert(
-        onnx_graph=graph,
+        onnx_graph=onnxslim.slim(onnx.shape_inference.infer_shapes(graph)),
         output_folder_path=str(work),
         non_verbose=True,
         verbosity="error",
