@@ -3,7 +3,7 @@
 #   make demo    the whole chain on a real model: build, certify, roll out, catch a bad release
 #   make test    all tests (real engines, a real broker, a real registry)
 #   make check   ruff, format, mypy --strict, import contracts, docs
-#   make bench   measure and regenerate the README's table;  QUICK=1 for a short run
+#   make bench   measure everything and regenerate the documents' tables;  QUICK=1 for a short run
 #   make dist    reproducible wheels in dist/
 #   make lock    resolve dependencies again and rewrite requirements.lock
 
@@ -50,6 +50,10 @@ check: install
 bench: system install
 	@$(BIN)/python benchmarks/build_time.py $(if $(QUICK),--quick)
 	@$(BIN)/python benchmarks/agent_latency.py $(if $(QUICK),--quick)
+	-@$(BIN)/python -m benchmarks.quantization $(if $(QUICK),--quick)
+	-@$(BIN)/python -m benchmarks.olive $(if $(QUICK),--rounds 1)
+	@$(BIN)/python -m benchmarks.mixed_precision
+	@$(if $(QUICK),,$(BIN)/python -m benchmarks.compression)
 	@$(BIN)/python docs/check.py --write
 bench: SYSTEM = mosquitto
 

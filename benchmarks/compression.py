@@ -1,6 +1,6 @@
 """What compression with training gains and costs on CIFAR-10: size, latency, accuracy, minutes.
 
-    python benchmarks/compression.py [--data ../shared/data] [--keep DIR] [--output ...]
+    python -m benchmarks.compression [--data ../shared/data] [--keep DIR] [--output ...]
 
 Runs the recipes of examples/compress, then `edgekit build --baseline` on each result and on the original. A
 row's figures are from one certificate: candidate and original ran in turn on the same rows.
@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoo import board
 from edgekit import files, host
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +79,7 @@ def compressed(folder: Path, name: str) -> dict[str, Any]:
 def built(folder: Path, model: str, precision: str) -> dict[str, Any]:
     """One candidate's certificate beside the original."""
     sys.stderr.write(f"build {model} {precision}\n")
-    words = ["build", model, "--baseline", "data/resnet20.onnx", "--profile", "intel-nuc"]
+    words = ["build", model, "--baseline", "data/resnet20.onnx", "--profile", board()]
     words += ["--engine", "onnxruntime", "--precision", precision, "--effort", "quick", "--image", "imagenet"]
     words += ["--calibration", "data/train_5000.tar[0:300]", "--evaluate", "data/test_2000.tar"]
     words += ["-o", "out.edgekit", "--no-gate", "--no-robustness"]

@@ -3,7 +3,8 @@
 Generated between markers, in any Markdown file:
 
     <!-- help: edgekit build -->      the command's own --help
-    <!-- bench: agent_latency -->     a table from benchmarks/results/<name>.json
+    <!-- bench: agent_latency -->     a table from benchmarks/results/<name>.json; a second word names
+                                      another of its tables
     <!-- end -->
 
 Checked: every command of the three programs has its help text in docs/cli.md; every `$ command` line
@@ -62,16 +63,18 @@ def help_text(parser: argparse.ArgumentParser) -> str:
     return f"```text\n{parser.format_help().strip()}\n```\n"
 
 
-def bench_table(name: str) -> str:
-    """Markdown table from the `table` (columns, rows, note) of `benchmarks/results/<name>.json`."""
+def bench_table(words: str) -> str:
+    """Markdown table from `benchmarks/results/<name>.json`: its "table" (columns, rows, note), or the one
+    that a second word names."""
+    name, _, part = words.partition(" ")
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
         return f"_No figures yet: `make bench` writes {path.relative_to(ROOT)}._\n"
     result: dict[str, Any] = json.loads(path.read_text())
-    table = result["table"]
+    table = result[part or "table"]
     lines = ["| " + " | ".join(table["columns"]) + " |", "|" + "---|" * len(table["columns"])]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table["rows"]]
-    return "\n".join(lines) + f"\n\n{table['note']}\n"
+    return "\n".join(lines) + (f"\n\n{table['note']}\n" if table["note"] else "\n")
 
 
 def regenerate(text: str, commands: dict[str, argparse.ArgumentParser]) -> str:

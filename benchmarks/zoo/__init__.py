@@ -8,7 +8,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekit import host
 from edgekit.toolenv import find_uv
+
+
+def board() -> str:
+    """The profile that this machine is one of: with 8-bit weights where they do not saturate."""
+    return "x86-haswell" if host.saturates(host.read()) else "intel-nuc"
 
 
 def environment(folder: Path, packages: Sequence[str], bare: Sequence[str] = ()) -> Path:
