@@ -32,13 +32,11 @@ from benchmarks.zoo import environment
 from benchmarks.zoo.tasks import CACHE, TASKS, Task
 from edgekit import backends, codec, files, host
 from edgekit.backends import Recipe
-from edgekit.build import data, measure, pipeline, worker
+from edgekit.build import measure, pipeline, worker
 from edgekit.build.cache import Cache
 from edgekit.build.certify import Context
 from edgekit.build.metrics import Answers
 from edgekit.build.progress import Lines
-from edgekit.build.request import Request
-from edgekit.build.sources import SourceOptions
 from edgekit.cli._output import say
 from edgekit.profile import Verify
 from edgekit.runtimes._answers import unpack_outputs
@@ -87,18 +85,8 @@ def options(recipe: Recipe) -> dict[str, Any]:
 
 def built(task: Task, precision: str, rounds: int) -> tuple[Context, Recipe, dict[str, Side]]:
     """Both ways in turn."""
-    request = Request(
-        model=task.model,
-        profiles=(this_machine(),),
-        calibration=task.calibration,
-        evaluate=task.evaluate,
-        source=SourceOptions(trust=task.trust),
-        naming=data.Naming({}, task.labels),
-        metric=task.metric,
-        **task.options,
-    )
-    context, rows = pipeline.prepare(request, Cache(None), Lines(sys.stderr))
     profile = this_machine()
+    context, rows = pipeline.prepare(task.request(profile), Cache(None), Lines(sys.stderr))
     target = next(one for one in profile.target if one.runtime == "onnxruntime")
     recipe = next(iter(backends.get("onnxruntime").recipes(precision, target, profile.calibration)))
     arrays = rows.inputs if recipe.needs_calibration else {}

@@ -34,8 +34,6 @@ from edgekit.build import choose, data, gates, pipeline, worker
 from edgekit.build.cache import Cache
 from edgekit.build.choose import Outcome
 from edgekit.build.progress import Lines
-from edgekit.build.request import Request
-from edgekit.build.sources import SourceOptions
 from edgekit.cli._output import say
 from edgekit.errors import EngineError
 
@@ -82,20 +80,8 @@ def this_machine() -> profile.Profile:
 
 def built(task: Task, engines: tuple[str, ...]) -> pipeline.Report:
     """Everything tried, nothing refused; `choose` still says what would ship."""
-    request = Request(
-        model=task.model,
-        profiles=(this_machine(),),
-        calibration=task.calibration,
-        evaluate=task.evaluate,
-        source=SourceOptions(trust=task.trust),
-        naming=data.Naming({}, task.labels),
-        metric=task.metric,
-        engines=engines,
-        gate=False,
-        robustness=False,
-        jobs=1,
-        **task.options,
-    )
+    plain = task.request(this_machine())
+    request = dataclasses.replace(plain, engines=engines, gate=False, robustness=False, jobs=1)
     return pipeline.build(request, Cache(None), Lines(sys.stderr))
 
 

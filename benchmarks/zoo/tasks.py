@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.zoo import fastestdet, minilm
+from edgekit.build.data import Naming
+from edgekit.build.request import Request
+from edgekit.build.sources import SourceOptions
+from edgekit.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -33,6 +37,19 @@ class Task:
     """Of the chosen variant over fp32 on the same engine, on a machine with VNNI."""
     weights_dominate: bool = False
     """Its file is mostly weights, so that int8 makes it a quarter."""
+
+    def request(self, board: Profile) -> Request:
+        """A build of it for `board`; narrow it with dataclasses.replace."""
+        return Request(
+            model=self.model,
+            profiles=(board,),
+            calibration=self.calibration,
+            evaluate=self.evaluate,
+            source=SourceOptions(trust=self.trust),
+            naming=Naming({}, self.labels),
+            metric=self.metric,
+            **self.options,
+        )
 
 
 def kws() -> Task:
