@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from edgekit_agent.serve import engine
-from edgekit_agent.serve.core import Core
+from edgekit_agent.serve.dispatch import Dispatcher
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
-from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.server import PARSERS, Server
 from tests.support.serving import linear
 
@@ -67,24 +66,24 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Core, int]]:
-    core = Core(limits)
-    server = Server(Router(core).handle, limits, parser)
+async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Dispatcher, int]]:
+    dispatcher = Dispatcher(limits)
+    server = Server(dispatcher, parser)
     candidate = linear()
     with candidate.memory() as fds:
         proven = engine.load(candidate.load, fds)
-    counters = core.ledger.open("kws", "1")
+    counters = dispatcher.ledger.open("kws", "1")
     config = candidate.load.config
-    core.swap(Model("kws", "1", config, proven.session, proven.run_ms, Gate(1), counters))
+    dispatcher.swap(Model("kws", "1", config, proven.session, proven.run_ms, Gate(1), counters))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await server.listen([listener])
         try:
-            yield server, core, listener.getsockname()[1]
+            yield server, dispatcher, listener.getsockname()[1]
         finally:
             await server.drain(5)
             server.close()
-            core.swap(None)
-            await core.retired()
+            dispatcher.swap(None)
+            await dispatcher.retired()
             await asyncio.sleep(0.01)
 
 
