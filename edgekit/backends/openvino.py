@@ -3,13 +3,17 @@
 `preset` decides whether ranges of activations are symmetric (performance) or may have a zero point
 (mixed). nncf cannot force signed activations for the CPU plugin ("incompatible with HW capabilities"),
 so profiles for ARM rule out the OpenVINO versions that compute unsigned ones wrongly.
+
+The graph is text, of small models longer than the weights, and is packed to a tenth.
 """
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,7 @@ class Engine:
     runtime = _NAME
 
     def tools(self) -> dict[str, str]:
-        return versions(_NAME, ("openvino", "nncf"))
+        return {**versions(_NAME, ("openvino", "nncf")), "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
     def recipes(self, precision: str, target: Target, policy: CalibrationPolicy) -> Iterable[Recipe]:
         del policy  # nncf's own range estimators are the method
@@ -64,7 +68,8 @@ class Engine:
             with tempfile.TemporaryDirectory(prefix="edgekit-ov-") as name:
                 path = Path(name) / "model.xml"
                 library.save_model(graph, path, compress_to_fp16=recipe.precision == "fp16")
-                return {"model.xml": _reproducible(path.read_bytes()), "model.bin": _weights(path)}
+                xml = gzip.compress(_reproducible(path.read_bytes()), mtime=0)
+                return {"model.xml.gz": xml, "model.bin": _weights(path)}
         except EngineMissing:
             raise
         except Exception as exc:  # both libraries raise RuntimeError and many others

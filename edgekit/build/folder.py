@@ -5,6 +5,8 @@ For people who want one step: no bundle, no signature, no encryption.
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,13 +41,16 @@ def config(model: SourceModel, recipe: Recipe, files: Mapping[str, bytes], profi
 
 
 def write(folder: Path, settings: VariantConfig, files: Mapping[str, bytes]) -> None:
-    """Write the engine's files and `variant.json`; what else lies in the folder stays.
+    """Write the engine's files and `variant.json`; what else lies in the folder stays. Packed files are
+    unpacked: other programs read them too.
 
     Raises SystemFault when it cannot be written.
     """
+    plain = dict(_unpacked(name, content) for name, content in files.items())
+    settings = dataclasses.replace(settings, files=tuple(sorted(plain)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
+        for name, content in plain.items():
             if name in OWN or not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise FormatError(f"a file of the variant is called {name!r}")
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +58,10 @@ def write(folder: Path, settings: VariantConfig, files: Mapping[str, bytes]) -> 
     except OSError as exc:
         raise storage_fault(folder, exc) from None
     write_bytes(folder / CONFIG, codec.to_json(settings) + b"\n")
+
+
+def _unpacked(name: str, content: bytes) -> tuple[str, bytes]:
+    return (name.removesuffix(".gz"), gzip.decompress(content)) if name.endswith(".gz") else (name, content)
 
 
 def write_variant(folder: Path, variant: Variant) -> None:

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU.
 
-Files: `model.xml` + `model.bin` (OpenVINO IR), or one `*.onnx`.
+Files: `model.xml` (or `model.xml.gz`) + `model.bin` (OpenVINO IR), or one `*.onnx`.
 Options (all optional):
     intra_threads   int   threads of one inference; 0 (default) lets the engine choose
     streams         int   inferences that may run side by side; default 1
@@ -12,6 +12,7 @@ Options (all optional):
 from __future__ import annotations
 
 import sys
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _NAME = "openvino"
 _DEVICE = "CPU"
+MAX_XML_BYTES = 256 * 1024 * 1024
 _DTYPES = {
     "f32": "<f4", "f64": "<f8", "f16": "<f2", "boolean": "?",
     "i8": "<i1", "i16": "<i2", "i32": "<i4", "i64": "<i8",
@@ -152,10 +154,24 @@ def _library() -> Any:
 def _split(files: Files) -> tuple[bytes, bytes | None]:
     if set(files) == {"model.xml", "model.bin"}:
         return bytes(files["model.xml"]), bytes(files["model.bin"])
+    if set(files) == {"model.xml.gz", "model.bin"}:
+        return _unpacked(bytes(files["model.xml.gz"])), bytes(files["model.bin"])
     if len(files) == 1 and next(iter(files)).endswith(".onnx"):
         return bytes(next(iter(files.values()))), None
     found = ", ".join(files) or "nothing"
     raise EngineError(f"{_NAME}: expected model.xml and model.bin, or one .onnx file, got {found}")
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """The graph's text. Raises EngineError for damage, or more than MAX_XML_BYTES."""
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: gzip's header
+    try:
+        text = stream.decompress(packed, MAX_XML_BYTES)
+    except zlib.error as exc:
+        raise EngineError(f"{_NAME}: model.xml.gz is damaged: {exc}", "build it again") from None
+    if not stream.eof:
+        raise EngineError(f"{_NAME}: model.xml.gz is cut off, or unpacks to more than {MAX_XML_BYTES} bytes")
+    return text
 
 
 def _settings(options: Options) -> dict[str, Any]:

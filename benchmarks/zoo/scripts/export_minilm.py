@@ -36,11 +36,12 @@ def _export(target: Path, length: int) -> None:
             mean = (words * mask).sum(1) / mask.sum(1)
             return torch.nn.functional.normalize(mean, dim=1)
 
-    example = torch.ones(2, length, dtype=torch.int64)
+    # Two tensors: of one that is passed twice the exporter would make one input.
+    example = (torch.ones(2, length, dtype=torch.int64), torch.ones(2, length, dtype=torch.int64))
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         Embedder(),
-        (example, example),
+        example,
         dynamo=True,
         input_names=["input_ids", "attention_mask"],
         output_names=["sentence_embedding"],

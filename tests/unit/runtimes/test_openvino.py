@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from edgekit.errors import EngineError
-from edgekit.runtimes.openvino import RUNTIME, OpenVinoSession, _settings
+from edgekit.runtimes.openvino import RUNTIME, OpenVinoSession, _settings, _split
 from tests.unit.runtimes import kws
 from tests.unit.runtimes.threads import runs_beside_python
 
@@ -96,3 +98,25 @@ def test_bad_options(options: dict[str, str | int | float | bool], words: str) -
     with pytest.raises(EngineError, match=words) as caught:
         RUNTIME.load({"m.onnx": kws.model()}, options)
     assert "Exception from" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda packed: packed, ""),
+        (lambda packed: packed[:-9], "cut off"),
+        (lambda packed: b"nonsense" + packed, "damaged"),
+        (lambda packed: gzip.compress(bytes(2**20)), "more than 1000 bytes"),
+    ],
+)
+def test_a_packed_graph_is_unpacked_within_bounds(
+    spoil: Callable[[bytes], bytes], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = b"<net>" * 100
+    monkeypatch.setattr("edgekit.runtimes.openvino.MAX_XML_BYTES", 1000)
+    files = {"model.xml.gz": spoil(gzip.compress(plain)), "model.bin": b"weights"}
+    if words:
+        with pytest.raises(EngineError, match=words):
+            _split(files)
+    else:
+        assert _split(files) == (plain, b"weights")
