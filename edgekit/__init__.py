@@ -1,13 +1,14 @@
 """edgekit: from a trained model to a governed fleet of devices.
 
 The commands are functions too: `edgekit.build`, `optimize`, `convert`, `compress`, `bench`, `compare`,
-`rebuild` (`edgekit.build.api` has them). They are loaded when they are asked for: a device imports this
-package often.
+`rebuild` (`edgekit.build.api` has them). `edgekit.Client` and `AsyncClient` ask a running agent
+(`edgekit.client`). All are loaded when they are asked for: a device imports this package often.
 """
 
 from typing import Any
 
 _COMMANDS = ("optimize", "convert", "compress", "bench", "compare", "rebuild", "Built")
+_CLIENTS = ("Client", "AsyncClient")
 
 
 def __getattr__(name: str) -> Any:
@@ -24,8 +25,12 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(f"{__name__}.build.api"), name)
+    if name in _CLIENTS:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.client"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_COMMANDS, "__version__", "build"})
+    return sorted({*globals(), *_COMMANDS, *_CLIENTS, "__version__", "build"})

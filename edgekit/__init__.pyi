@@ -8,5 +8,7 @@ from edgekit.build.api import compress as compress
 from edgekit.build.api import convert as convert
 from edgekit.build.api import optimize as optimize
 from edgekit.build.api import rebuild as rebuild
+from edgekit.client import AsyncClient as AsyncClient
+from edgekit.client import Client as Client
 
 __version__: str

@@ -17,6 +17,8 @@
     │   └── GoldenError          the engine's answers differ from the golden samples
     ├── AuthError                not allowed, or a token that is used, unknown or expired
     └── SystemFault              the machine: full disk, busy port, no broker, missing program
+        ├── TimedOut             no answer within the time that the caller gave
+        └── Overloaded           an agent that serves nothing yet, or too much; trying again later helps
 
 Command line tools print `error: <message>` and `  hint: <hint>` and exit with `exit_code`;
 HTTP servers answer `http_status`. Anything else that escapes is a bug and keeps its traceback.
@@ -108,3 +110,13 @@ class SystemFault(EdgekitError):
     """The machine is in the way: full disk, busy port, no broker, missing program."""
 
     http_status = 503
+
+
+class TimedOut(SystemFault):
+    """No answer came within the time that the caller gave."""
+
+    http_status = 504
+
+
+class Overloaded(SystemFault):
+    """An agent serves nothing yet, or too much at once: the same request may succeed later."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit import codec, wire
 from edgekit.errors import ConfigError
 from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.protocols import ALL, chosen
 
 DEFAULT_PORT = 8000
 
@@ -36,6 +38,8 @@ class ServeSection:
     """0: any free port; it is reported as the endpoint."""
     unix: str = ""
     """Path of a Unix socket; empty: none."""
+    protocols: tuple[str, ...] = (ALL,)
+    """Those of serve/protocols.py that are spoken, or "all"."""
     restart_limit: int = 3
     """Crashes of the serving process during a watch that make the device roll back."""
     hang_s: float = 20.0
@@ -127,6 +131,8 @@ def _problems(config: AgentConfig) -> list[str]:
         (telemetry.interval_s > 0, "telemetry.interval_s must be positive"),
         (telemetry.max_windows >= 2, "telemetry.max_windows must be at least 2"),
         (bool(config.device.id), "device.id is empty"),
+        (bool(serve.protocols), "serve.protocols is empty"),
+        *((False, f"serve.protocols: {text}") for text in _unknown(serve.protocols)),
     ]
     if config.fleet is not None:
         port, url = config.fleet.broker_port, config.fleet.device_url
@@ -134,3 +140,11 @@ def _problems(config: AgentConfig) -> list[str]:
         checks.append((url.startswith("https://"), "fleet.device_url must be an https address"))
         checks.append((bool(config.fleet.builder_keys), "fleet.builder_keys is empty"))
     return [problem for fine, problem in checks if not fine]
+
+
+def _unknown(names: Sequence[str]) -> list[str]:
+    try:
+        chosen(names)
+    except ConfigError as exc:
+        return [str(exc)]
+    return []

@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError, SystemFault
 from edgekit_agent.ipc import Channel, Client, Closed
 from edgekit_agent.messages import Drain, Drained, Load, Loaded, Ping, Pong, Shutdown, Stats, StatsRequest
 from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.protocols import ALL
 
 # A child dies with the thread that forked it (PR_SET_PDEATHSIG), hence one forking thread that stays.
 _FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
@@ -56,14 +57,22 @@ class Serving:
 
 
 def start(
-    listeners: Sequence[socket.socket], limits: Limits, *, restarts: int = 0, wait_for_load: bool = False
+    listeners: Sequence[socket.socket],
+    limits: Limits,
+    *,
+    protocols: Sequence[str] = (ALL,),
+    restarts: int = 0,
+    wait_for_load: bool = False,
 ) -> Serving:
     """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
 
     With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
-    get 503 until then. `restarts` is shown as edgekit_serving_restarts_total. Raises SystemFault.
+    get 503 until then. `protocols`: names as in the configuration. `restarts` is shown as
+    edgekit_serving_restarts_total. Raises SystemFault.
     """
     arguments = ["--limits", limits.to_argument(), "--restarts", str(restarts)]
+    for name in protocols:
+        arguments += ["--protocol", name]
     arguments += ["--wait-for-load"] if wait_for_load else []
     for listener in listeners:
         arguments += ["--listen-fd", str(listener.fileno())]

@@ -155,7 +155,11 @@ class Supervisor:
     def _spawn(self, *, wait_for_load: bool) -> None:
         assert self._listeners is not None  # noqa: S101 - `start` binds
         self._serving = launch.start(
-            self._listeners.sockets, self._limits, restarts=self._restarts, wait_for_load=wait_for_load
+            self._listeners.sockets,
+            self._limits,
+            protocols=self._serve.protocols,
+            restarts=self._restarts,
+            wait_for_load=wait_for_load,
         )
 
     def _respawn(self) -> None:

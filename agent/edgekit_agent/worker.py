@@ -36,9 +36,11 @@ from edgekit_agent.messages import (
     Unloaded,
 )
 from edgekit_agent.serve import engine
-from edgekit_agent.serve.dispatch import Dispatcher
+from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
+from edgekit_agent.serve.protocols import ALL
+from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.server import Server
 
 _log = logging.getLogger(__name__)
@@ -47,9 +49,9 @@ _log = logging.getLogger(__name__)
 class Worker:
     """Carries out the supervisor's messages, loads one after the other, the rest at once."""
 
-    def __init__(self, channel: AsyncChannel, dispatcher: Dispatcher, server: Server) -> None:
+    def __init__(self, channel: AsyncChannel, core: Core, server: Server) -> None:
         self.channel = channel
-        self.dispatcher = dispatcher
+        self.core = core
         self.server = server
         self.first_load = asyncio.Event()
         self._begin = time.monotonic()
@@ -77,13 +79,13 @@ class Worker:
                     self.first_load.set()
                 case Unload():
                     async with self._loading:
-                        self.dispatcher.swap(None)
-                        await self.dispatcher.retired()
+                        self.core.swap(None)
+                        await self.core.retired()
                     await self.channel.send(Unloaded(message.id))
                 case StatsRequest():
                     await self.channel.send(self._stats(message.id))
                 case Ping():
-                    in_flight, age = self.dispatcher.in_flight, self.dispatcher.oldest_run_s()
+                    in_flight, age = self.core.in_flight, self.core.oldest_run_s()
                     await self.channel.send(Pong(message.id, in_flight, age))
                 case Drain():
                     clean = await self.server.drain(message.timeout_s)
@@ -96,17 +98,17 @@ class Worker:
         async with self._loading:
             try:
                 if message.replace:
-                    self.dispatcher.swap(None)
-                    await self.dispatcher.retired()
+                    self.core.swap(None)
+                    await self.core.retired()
                 proven = await asyncio.to_thread(engine.load, message, fds)
             except EdgekitError as exc:
                 await asyncio.to_thread(process.give_back_memory)
                 return engine.failure(message, exc)
             finally:
                 memfd.close_all(fds)
-            width = self.dispatcher.limits.concurrency if proven.session.thread_safe else 1
-            counters = self.dispatcher.ledger.open(message.name, message.version)
-            self.dispatcher.swap(
+            width = self.core.limits.concurrency if proven.session.thread_safe else 1
+            counters = self.core.ledger.open(message.name, message.version)
+            self.core.swap(
                 Model(
                     message.name,
                     message.version,
@@ -120,15 +122,15 @@ class Worker:
             return engine.success(message, proven)
 
     def _stats(self, number: int) -> Stats:
-        dispatcher = self.dispatcher
+        core = self.core
         return Stats(
             id=number,
-            serving=dispatcher.model.release if dispatcher.model else "",
+            serving=core.model.release if core.model else "",
             rss_mib=process.rss_mib(),
-            in_flight=dispatcher.in_flight,
+            in_flight=core.in_flight,
             connections=self.server.connections,
             uptime_s=time.monotonic() - self._begin,
-            releases=tuple(counters.stats() for counters in dispatcher.ledger),
+            releases=tuple(counters.stats() for counters in core.ledger),
         )
 
 
@@ -137,15 +139,16 @@ async def serve(
     listeners: Sequence[socket.socket],
     limits: Limits,
     *,
+    protocols: Sequence[str],
     restarts: int,
     wait_for_load: bool,
     parser: str,
 ) -> None:
     """Serve until told to stop, or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    dispatcher = Dispatcher(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
-    server = Server(dispatcher, parser)
-    worker = Worker(AsyncChannel(control), dispatcher, server)
+    core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
+    server = Server(Router(core, protocols).handle, limits, parser)
+    worker = Worker(AsyncChannel(control), core, server)
     obeying = asyncio.create_task(worker.obey())
     loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
     if wait_for_load:
@@ -165,6 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, action="append", default=[], dest="listen")
     parser.add_argument("--limits", type=Limits.from_argument, default=Limits())
+    parser.add_argument("--protocol", action="append", default=[], dest="protocols", help="all by default")
     parser.add_argument("--restarts", type=int, default=0)
     parser.add_argument("--wait-for-load", action="store_true")
     parser.add_argument("--parser", choices=("httptools", "h11"), default="")
@@ -177,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         control,
         listeners,
         options.limits,
+        protocols=options.protocols or (ALL,),
         restarts=options.restarts,
         wait_for_load=options.wait_for_load,
         parser=options.parser,

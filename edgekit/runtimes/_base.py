@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.dtypes import DTYPE_NAMES as DTYPE_NAMES
+from edgekit.dtypes import DTYPES as DTYPES
 
 Array = NDArray[Any]
 Files = Mapping[str, bytes | memoryview]
@@ -67,22 +69,3 @@ class Implemented(Protocol):
     def implementation(self) -> str:
         """The package that `version` is of. Raises EngineMissing."""
         ...
-
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-"""Open Inference Protocol data types (the names used in every edgekit document) to NumPy."""
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

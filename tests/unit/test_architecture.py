@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PLANTED = {
     "edgekit is layered, every module has a place": ("edgekit/errors.py", "import edgekit.bundle"),
+    "the client needs NumPy and nothing else": ("edgekit/client/_http.py", "import dacite"),
     "engines never import each other": (
         "edgekit/runtimes/reference.py",
         "import edgekit.runtimes.onnxruntime",

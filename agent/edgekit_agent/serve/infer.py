@@ -1,28 +1,74 @@
-"""One inference request from bytes to answer, in steps that may run on the loop or on a model's thread."""
+"""One inference request in steps that may run on the loop or on a model's thread, for any protocol."""
 
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from edgekit.bundle.model import VariantConfig
 from edgekit.errors import EdgekitError, EngineError, InputError
-from edgekit.runtimes import Array, Session
+from edgekit.runtimes import Array
 from edgekit.runtimes._golden import classes
 from edgekit.runtimes._preprocess import to_engine
-from edgekit_agent.serve import oip
-from edgekit_agent.serve.message import Request, Response, error
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.model import Model
+
+A = TypeVar("A")
+"""An answer of a protocol: message.Response, or a gRPC reply."""
+A_co = TypeVar("A_co", covariant=True)
+
+
+class NotServed(EdgekitError):
+    """No such model or version (404), or none at all at the moment (503)."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.http_status = status
 
 
 @dataclass(slots=True)
-class Outcome:
+class Prepared:
+    """A request that is valid for the model."""
+
+    inputs: dict[str, Array]
+    """What the engine takes, checked against the variant's configuration."""
+    samples: int
+    input_ns: int = 0
+    """Time that decoding took; Core fills it in."""
+    note: Any = None
+    """What the protocol wants to remember for `encode`."""
+    deadline_ns: int = 0
+    """time.perf_counter_ns() after which the answer is 504 without running; 0: none. As Core.infer's."""
+    priority: int = 0
+    """0 is normal, higher comes first. As Core.infer's; the higher of both counts."""
+
+
+class Codec(Protocol[A_co]):
+    """One inference request of one protocol, used once, on the event loop or on a model's thread."""
+
+    def decode(self, model: Model, limits: Limits) -> Prepared:
+        """Parse, then `prepare`. Raises EdgekitError, whose http_status counts."""
+        ...
+
+    def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> A_co:
+        """The answer. Raises EdgekitError for what the protocol cannot carry."""
+        ...
+
+    def refuse(self, status: int, text: str) -> A_co:
+        """The answer to a request that failed; `status` as in HTTP, `text` one line. Never raises."""
+        ...
+
+
+@dataclass(slots=True)
+class Outcome(Generic[A]):
     """What one request came to, and where its time went (nanoseconds)."""
 
-    response: Response
+    answer: A
+    status: int
     samples: int = 0
     classes: tuple[int, ...] = ()
     input_ns: int = 0
@@ -32,84 +78,46 @@ class Outcome:
     """What nobody expected; for the log."""
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A request that is valid for the model."""
-
-    request: oip.InferRequest
-    inputs: dict[str, Array]
-    samples: int
-    input_ns: int
-
-
-def prepare(config: VariantConfig, request: Request, max_batch: int, max_bytes: int) -> Prepared:
-    """Parse, check and convert. Raises InputError."""
-    begin = time.perf_counter_ns()
-    headers = request.headers
-    body = request.body
-    if b"content-encoding" in headers:
-        body = decompress(body, headers[b"content-encoding"], max_bytes)
-    parsed = oip.decode(body, _json_size(headers.get(b"inference-header-content-length")))
-    oip.check_wanted(parsed, config.outputs)
-    inputs = to_engine(parsed.inputs, config.inputs, config.preprocessing)
+def prepare(model: Model, arrays: Mapping[str, Array], limits: Limits, note: Any = None) -> Prepared:
+    """Arrays as the client named and typed them, checked and converted. Raises InputError."""
+    config = model.config
+    inputs = to_engine(arrays, config.inputs, config.preprocessing)
     samples = next((len(inputs[spec.name]) for spec in config.inputs if spec.shape[:1] == (-1,)), 1)
-    if not 0 < samples <= max_batch:
-        raise InputError(f"a batch of {samples} samples; 1 to {max_batch} are allowed")
-    return Prepared(parsed, inputs, samples, time.perf_counter_ns() - begin)
+    if not 0 < samples <= limits.max_batch:
+        raise InputError(f"a batch of {samples} samples; 1 to {limits.max_batch} are allowed")
+    return Prepared(inputs, samples, note=note)
 
 
-def run(name: str, version: str, config: VariantConfig, session: Session, prepared: Prepared) -> Outcome:
+def run(model: Model, codec: Codec[A], prepared: Prepared) -> Outcome[A]:
     """Run the engine and encode its answer. Never raises: what goes wrong becomes a 4xx or 5xx answer."""
     begin = time.perf_counter_ns()
+    if prepared.deadline_ns and begin > prepared.deadline_ns:
+        return Outcome(codec.refuse(504, "the request's timeout passed while it waited"), 504)
     try:
-        outputs = session.run(prepared.inputs)
+        outputs = model.session.run(prepared.inputs)
         ran = time.perf_counter_ns()
-        response = oip.encode(name, version, prepared.request, config.outputs, outputs, config.labels)
-        found = _classes(config, outputs, prepared.samples)
+        answer = codec.encode(model, prepared, outputs)
+        found = predicted(model.config, outputs, prepared.samples)
     except Exception as exc:
-        return refusal(exc)
+        return refusal(codec, exc)
     done = time.perf_counter_ns()
-    return Outcome(response, prepared.samples, found, prepared.input_ns, ran - begin, done - ran)
+    return Outcome(answer, 200, prepared.samples, found, prepared.input_ns, ran - begin, done - ran)
 
 
-def refusal(exc: BaseException) -> Outcome:
+def refusal(codec: Codec[A], exc: BaseException) -> Outcome[A]:
     """The answer to a request that failed."""
+    bug: BaseException | None = exc
     if isinstance(exc, EdgekitError):
-        expected = isinstance(exc, InputError | EngineError)
-        return Outcome(error(exc.http_status, str(exc)), bug=None if expected else exc)
-    if isinstance(exc, MemoryError):
-        return Outcome(error(503, "not enough memory for this request"), bug=exc)
-    return Outcome(error(500, "internal error; see the agent's log"), bug=exc)
+        status, text = exc.http_status, str(exc)
+        bug = None if isinstance(exc, InputError | EngineError | NotServed) else exc
+    elif isinstance(exc, MemoryError):
+        status, text = 503, "not enough memory for this request"
+    else:
+        status, text = 500, "internal error; see the agent's log"
+    return Outcome(codec.refuse(status, text), status, bug=bug)
 
 
-def decompress(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
-    """Undo gzip or deflate. Raises InputError for anything else, damage, or more than `max_bytes`."""
-    name = encoding.strip().lower()
-    if name == b"identity":
-        return body
-    if name not in (b"gzip", b"deflate"):
-        raise InputError("Content-Encoding must be gzip or deflate")
-    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header, gzip's or zlib's
-    try:
-        data = unpack.decompress(body, max_bytes + 1)
-    except zlib.error as exc:
-        raise InputError(f"the compressed body is damaged: {exc}") from None
-    if len(data) > max_bytes:
-        raise InputError(f"the body unpacks to more than the {max_bytes} bytes allowed")
-    if not unpack.eof or unpack.unused_data:
-        raise InputError("the compressed body is cut short or has bytes after its end")
-    return data
-
-
-def _json_size(value: bytes | None) -> int | None:
-    if value is None:
-        return None
-    if not value.isdigit() or len(value) > 12:
-        raise InputError("Inference-Header-Content-Length must be a number of bytes")
-    return int(value)
-
-
-def _classes(config: VariantConfig, outputs: Mapping[str, Array], samples: int) -> tuple[int, ...]:
+def predicted(config: VariantConfig, outputs: Mapping[str, Array], samples: int) -> tuple[int, ...]:
     """Predicted class of each sample, when the variant has labels for the first output."""
     if not config.labels:
         return ()

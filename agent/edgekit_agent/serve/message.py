@@ -59,7 +59,3 @@ def ok(value: Any) -> Response:
 def error(status: int, text: str, extra: str = "") -> Response:
     """{"error": text}, the shape that clients of Triton expect."""
     return Response(status, json.dumps({"error": text}).encode(), extra=extra)
-
-
-def busy(text: str) -> Response:
-    return error(503, text, "Retry-After: 1\r\n")

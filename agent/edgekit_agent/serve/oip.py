@@ -22,6 +22,7 @@ from edgekit.errors import EngineError, InputError
 from edgekit.runtimes import Array
 from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._ports import dtype_name
+from edgekit_agent.serve.http_tools import json_object
 from edgekit_agent.serve.message import BINARY, JSON, Response
 
 _MAX_RANK = 16
@@ -58,7 +59,7 @@ def decode(body: bytes, json_size: int | None) -> InferRequest:
         raise InputError(
             f"Inference-Header-Content-Length {json_size} does not fit a body of {len(body)} bytes"
         )
-    document = _parse(body if json_size is None else body[:json_size])
+    document = json_object(body if json_size is None else body[:json_size])
     offset = len(body) if json_size is None else json_size
     inputs: dict[str, Array] = {}
     for number, item in enumerate(_objects(document, "inputs")):
@@ -142,16 +143,6 @@ def check_wanted(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
 def specs_batched(specs: Sequence[TensorSpec], name: str) -> bool:
     """Whether the output `name` has a batch dimension in front."""
     return any(spec.name == name and spec.shape[:1] == (-1,) for spec in specs)
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
-    if not isinstance(document, dict):
-        raise InputError("the request must be a JSON object")
-    return document
 
 
 def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:

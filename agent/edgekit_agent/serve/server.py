@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from edgekit_agent.serve.connection import Connection
-from edgekit_agent.serve.dispatch import Dispatcher, Respond
+from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request
 from edgekit_agent.serve.sink import RequestParser
@@ -37,12 +37,12 @@ def best_parser() -> str:
 class Server:
     """HTTP on sockets that listen already; they are duplicated, so closing here leaves the originals open."""
 
-    def __init__(self, dispatcher: Dispatcher, parser: str = "") -> None:
-        self.limits = dispatcher.limits
-        self.handle: Callable[[Request, Respond], None] = dispatcher.handle
+    def __init__(self, handle: Callable[[Request, Respond], None], limits: Limits, parser: str = "") -> None:
+        """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best."""
+        self.limits = limits
+        self.handle = handle
         self.draining = False
-        self._dispatcher = dispatcher
-        self._parser = parser_factory(parser or best_parser(), dispatcher.limits)
+        self._parser = parser_factory(parser or best_parser(), limits)
         self._connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.get_running_loop()

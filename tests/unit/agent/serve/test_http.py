@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from edgekit_agent.serve import engine
-from edgekit_agent.serve.dispatch import Dispatcher
+from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
+from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.server import PARSERS, Server
 from tests.support.serving import linear
 
@@ -66,24 +67,24 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Dispatcher, int]]:
-    dispatcher = Dispatcher(limits)
-    server = Server(dispatcher, parser)
+async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Core, int]]:
+    core = Core(limits)
+    server = Server(Router(core).handle, limits, parser)
     candidate = linear()
     with candidate.memory() as fds:
         proven = engine.load(candidate.load, fds)
-    counters = dispatcher.ledger.open("kws", "1")
+    counters = core.ledger.open("kws", "1")
     config = candidate.load.config
-    dispatcher.swap(Model("kws", "1", config, proven.session, proven.run_ms, Gate(1), counters))
+    core.swap(Model("kws", "1", config, proven.session, proven.run_ms, Gate(1), counters))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await server.listen([listener])
         try:
-            yield server, dispatcher, listener.getsockname()[1]
+            yield server, core, listener.getsockname()[1]
         finally:
             await server.drain(5)
             server.close()
-            dispatcher.swap(None)
-            await dispatcher.retired()
+            core.swap(None)
+            await core.retired()
             await asyncio.sleep(0.01)
 
 

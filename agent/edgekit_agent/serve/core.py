@@ -1,0 +1,203 @@
+"""Between protocols and models: which release answers, on which thread, and how a release is swapped.
+
+Lives on the event loop and knows no protocol: `infer` takes a `Codec` and a function that gets the answer,
+now or later, exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from edgekit_agent import metrics, process
+from edgekit_agent.serve import infer as steps
+from edgekit_agent.serve.infer import A, Codec, NotServed, Outcome, Prepared, prepare
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.model import Model
+
+__all__ = ["Codec", "Core", "NotServed", "Prepared", "prepare"]
+
+_LOG_EVERY_S = 10.0
+_NOTHING = "no model is loaded"
+_log = logging.getLogger(__name__)
+
+
+class Core:
+    """One served release. Everything but the engine's runs happens on the event loop."""
+
+    def __init__(self, limits: Limits, *, version: str = "", restarts: int = 0) -> None:
+        self.limits = limits
+        self.version = version
+        """Of the agent."""
+        self.restarts = restarts
+        """How often serving came back; shown as a metric."""
+        self.ledger = metrics.Ledger()
+        self.model: Model | None = None
+        self.in_flight = 0
+        self._loop = asyncio.get_running_loop()
+        self._in_use: set[Model] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._logged = 0.0
+
+    # --- releases
+
+    def swap(self, model: Model | None) -> None:
+        """Serve `model` from the next request on; the old one answers what it has begun, then closes."""
+        old, self.model = self.model, model
+        if old is not None:
+            old.retire(lambda: self._retired(old))
+        if model is not None:
+            self._in_use.add(model)
+
+    async def retired(self) -> None:
+        """Wait until every model but the current one is closed."""
+        while self._closing or len(self._in_use) > (self.model is not None):
+            await asyncio.sleep(0.005)
+
+    def oldest_run_s(self) -> float:
+        """Age of the longest running inference, of any release; 0 when none runs."""
+        return max((model.gate.oldest_run_s() for model in self._in_use), default=0.0)
+
+    def current(self) -> Model:
+        """What is served now. Raises NotServed (503)."""
+        if self.model is None:
+            raise NotServed(503, _NOTHING)
+        return self.model
+
+    def find(self, name: str, version: str = "") -> Model:
+        """The model `name`; an empty `version` stands for whichever is served. Raises NotServed."""
+        model = self.current()
+        if name != model.name:
+            raise NotServed(404, f"Request for unknown model: '{name}' is not found")
+        if version not in ("", model.version):
+            raise NotServed(404, f"Request for unknown model: '{name}' version {version} is not found")
+        return model
+
+    def exposition(self) -> bytes:
+        """Metrics as Prometheus text."""
+        serving = {}
+        if self.model is not None:
+            config = self.model.config
+            serving = {
+                "model": self.model.name,
+                "version": self.model.version,
+                "variant": config.variant,
+                "engine": config.engine.name,
+            }
+        return metrics.exposition(self.ledger, serving, self.restarts, process.rss_mib())
+
+    def complain(self, what: str, exc: BaseException) -> None:
+        """Log a bug with its traceback, but not ten thousand times a second."""
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            _log.error("%s failed: %s", what, exc, exc_info=exc)
+
+    def _retired(self, model: Model) -> None:
+        task = self._loop.create_task(self._close(model))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, model: Model) -> None:
+        try:
+            await asyncio.to_thread(model.close)
+        except Exception as exc:  # an engine's last words must not stop the next release
+            self.complain(f"closing {model.release}", exc)
+        self._in_use.discard(model)
+        del model
+        await asyncio.to_thread(process.give_back_memory)
+
+    # --- inference
+
+    def infer(
+        self,
+        name: str,
+        version: str,
+        codec: Codec[A],
+        respond: Callable[[A], None],
+        *,
+        received_ns: int,
+        heavy: bool = False,
+        deadline_ns: int = 0,
+        priority: int = 0,
+    ) -> None:
+        """Answer one request through `respond`. Never raises.
+
+        `received_ns`: time.perf_counter_ns() when its last byte was read. `heavy`: decoding it is worth a
+        thread. `deadline_ns`: perf_counter_ns after which the answer is 504 without running; 0: none.
+        `priority`: 0 is normal, higher comes first.
+        """
+        try:
+            model = self.find(name, version)
+        except NotServed as exc:
+            counters = self.model.counters if self.model else self.ledger.nobody
+            counters.answered(exc.http_status, time.perf_counter_ns() - received_ns)
+            return respond(codec.refuse(exc.http_status, exc.message))
+        if model.users >= self.limits.max_queue + self.limits.concurrency:
+            refused = Outcome(codec.refuse(503, "too many requests are waiting"), 503)
+            return respond(self._account(model, received_ns, refused, 0))
+        model.users += 1
+        self.in_flight += 1
+
+        def finish(outcome: Outcome[A], waited_ns: int) -> None:
+            self.in_flight -= 1
+            respond(self._account(model, received_ns, outcome, waited_ns))
+            model.release_user()
+
+        def ready() -> Prepared:
+            begin = time.perf_counter_ns()
+            prepared = codec.decode(model, self.limits)
+            prepared.input_ns = time.perf_counter_ns() - begin
+            if deadline_ns and not 0 < prepared.deadline_ns < deadline_ns:
+                prepared.deadline_ns = deadline_ns
+            prepared.priority = max(priority, prepared.priority)
+            return prepared
+
+        if heavy:
+            return self._queue(model, codec, ready, finish)
+        try:
+            prepared = ready()
+        except Exception as exc:
+            return finish(steps.refusal(codec, exc), 0)
+        # A lone small request is cheaper without a thread; with others of this model running, it waits.
+        if model.users == 1 and model.run_ms * prepared.samples < self.limits.inline_ms:
+            return finish(steps.run(model, codec, prepared), 0)
+        return self._queue(model, codec, lambda: prepared, finish)
+
+    def _queue(
+        self,
+        model: Model,
+        codec: Codec[A],
+        ready: Callable[[], Prepared],
+        finish: Callable[[Outcome[A], int], None],
+    ) -> None:
+        queued = time.perf_counter_ns()
+
+        def job() -> None:
+            waited = time.perf_counter_ns() - queued
+            try:
+                outcome = steps.run(model, codec, ready())
+            except Exception as exc:
+                outcome = steps.refusal(codec, exc)
+            self._loop.call_soon_threadsafe(finish, outcome, waited)
+
+        model.gate.submit(job)
+
+    def _account(self, model: Model, received_ns: int, outcome: Outcome[A], waited_ns: int) -> A:
+        counters = model.counters
+        counters.answered(outcome.status, time.perf_counter_ns() - received_ns)
+        if outcome.bug is not None:
+            self.complain("an inference", outcome.bug)
+        if outcome.status == 200:
+            counters.last_ms = int(time.time() * 1e3)
+            counters.inferences += outcome.samples
+            counters.queue.add(waited_ns)
+            counters.compute_input.add(outcome.input_ns)
+            counters.compute_infer.add(outcome.infer_ns)
+            counters.compute_output.add(outcome.output_ns)
+            for index in outcome.classes:
+                label = model.config.labels[index]
+                counters.classes[label] = counters.classes.get(label, 0) + 1
+        return outcome.answer

@@ -1,0 +1,75 @@
+"""What the protocols over HTTP share: methods, bodies, errors. No state."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from edgekit.errors import InputError
+from edgekit_agent.serve.message import Request, Response, error
+
+Respond = Callable[[Response], None]
+"""Takes the answer, now or later, exactly once."""
+Shape = Callable[[int, str, str], Response]
+"""A protocol's error: status, one line of text, more header fields (each ended by CRLF)."""
+
+INLINE_BODY_BYTES = 64 * 1024
+"""Larger bodies are parsed on the model's thread, so that they do not hold up other connections."""
+RETRY = "Retry-After: 1\r\n"
+_SHORT = 120  # longest parser message that an error repeats
+
+
+def allowed(method: bytes, request: Request, respond: Respond, shape: Shape = error) -> bool:
+    """Whether the request has this method; if not, it is answered 405 here."""
+    if request.method == method:
+        return True
+    respond(shape(405, "Method Not Allowed", f"Allow: {method.decode()}\r\n"))
+    return False
+
+
+def refusal(status: int, text: str, shape: Shape = error) -> Response:
+    """An error with the header fields that go with its status."""
+    return shape(status, text, RETRY if status == 503 else "")
+
+
+def heavy(request: Request) -> bool:
+    """Whether decoding the body is worth a thread."""
+    return len(request.body) > INLINE_BODY_BYTES or b"content-encoding" in request.headers
+
+
+def body(request: Request, max_bytes: int) -> bytes:
+    """The body, decompressed where it was compressed. Raises InputError."""
+    encoding = request.headers.get(b"content-encoding")
+    return request.body if encoding is None else decompress(request.body, encoding, max_bytes)
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is. Raises InputError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
+    if not isinstance(document, dict):
+        raise InputError("the request must be a JSON object")
+    return document
+
+
+def decompress(data: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    """Undo gzip or deflate. Raises InputError for anything else, damage, or more than `max_bytes`."""
+    name = encoding.strip().lower()
+    if name == b"identity":
+        return data
+    if name not in (b"gzip", b"deflate"):
+        raise InputError("Content-Encoding must be gzip or deflate")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header, gzip's or zlib's
+    try:
+        plain = unpack.decompress(data, max_bytes + 1)
+    except zlib.error as exc:
+        raise InputError(f"the compressed body is damaged: {exc}") from None
+    if len(plain) > max_bytes:
+        raise InputError(f"the body unpacks to more than the {max_bytes} bytes allowed")
+    if not unpack.eof or unpack.unused_data:
+        raise InputError("the compressed body is cut short or has bytes after its end")
+    return plain

@@ -1,0 +1,121 @@
+"""The protocol "oip": Open Inference Protocol v2 over HTTP, with Triton's paths and status codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgekit.errors import InputError
+from edgekit.runtimes import Array
+from edgekit_agent.serve import documents, oip
+from edgekit_agent.serve import http_tools as http
+from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
+from edgekit_agent.serve.http_tools import Respond
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.message import Request, Response, error, ok
+from edgekit_agent.serve.model import Model
+
+_ABOUT = ("", "ready", "config", "stats")
+
+
+class Protocol:
+    """See router.Protocol."""
+
+    name = "oip"
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def handle(self, parts: list[str], request: Request, respond: Respond) -> bool:
+        if parts[0] != "v2":
+            return False
+        match parts[1:]:
+            case ["models", name, "infer"]:
+                self._infer(name, "", request, respond)
+            case ["models", name, "versions", version, "infer"]:
+                self._infer(name, version, request, respond)
+            case ["repository", "index"]:
+                if http.allowed(b"POST", request, respond):
+                    respond(self._index())
+            case rest:
+                page = self._page(rest)
+                if page is None:
+                    return False
+                if http.allowed(b"GET", request, respond):
+                    respond(page())
+        return True
+
+    def _infer(self, name: str, version: str, request: Request, respond: Respond) -> None:
+        if http.allowed(b"POST", request, respond):
+            self._core.infer(
+                name, version, Codec(request), respond,
+                received_ns=request.received_ns, heavy=http.heavy(request),
+            )  # fmt: skip
+
+    def _page(self, parts: list[str]) -> Callable[[], Response] | None:
+        """What a GET of this path gives; None when there is no such path."""
+        match parts:
+            case []:
+                return lambda: ok(documents.server(self._core.version))
+            case ["health", "live"]:
+                return lambda: ok({"live": True})
+            case ["health", "ready"]:
+                return lambda: ok({"ready": True}) if self._core.model else error(503, "no model is loaded")
+            case ["models", "stats"]:
+                return lambda: self._about("stats", self._core.current)
+            case ["models", name, *rest]:
+                version = ""
+                if rest[:1] == ["versions"] and len(rest) > 1:
+                    version, rest = rest[1], rest[2:]
+                what = "/".join(rest)
+                if what in _ABOUT and rest != [""]:
+                    return lambda: self._about(what, lambda: self._core.find(name, version))
+        return None
+
+    def _about(self, what: str, find: Callable[[], Model]) -> Response:
+        try:
+            model = find()
+        except NotServed as exc:
+            return http.refusal(exc.http_status, exc.message)
+        if what == "ready":
+            return ok({"name": model.name, "ready": True})
+        if what == "stats":
+            return ok(documents.statistics(model.counters))
+        if what == "config":
+            most = self._core.limits.max_batch
+            return ok(documents.configuration(model.name, model.version, model.config, most))
+        return ok(documents.metadata(model.name, model.version, model.config))
+
+    def _index(self) -> Response:
+        model = self._core.model
+        return ok(documents.index(model.name, model.version) if model else [])
+
+
+class Codec:
+    """One infer request. See infer.Codec."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def decode(self, model: Model, limits: Limits) -> Prepared:
+        size = json_size(self._request.headers.get(b"inference-header-content-length"))
+        parsed = oip.decode(http.body(self._request, limits.max_body_bytes), size)
+        oip.check_wanted(parsed, model.config.outputs)
+        return prepare(model, parsed.inputs, limits, parsed)
+
+    def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
+        config = model.config
+        return oip.encode(model.name, model.version, prepared.note, config.outputs, outputs, config.labels)
+
+    def refuse(self, status: int, text: str) -> Response:
+        return http.refusal(status, text)
+
+
+def json_size(value: bytes | None) -> int | None:
+    """Value of Inference-Header-Content-Length. Raises InputError."""
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 12:
+        raise InputError("Inference-Header-Content-Length must be a number of bytes")
+    return int(value)

@@ -1,0 +1,21 @@
+"""Which protocols there are. Imports none of them: the supervisor checks names and needs no NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekit.errors import ConfigError
+
+HTTP = {
+    "oip": "edgekit_agent.serve.oip_http",
+}
+"""Name in the configuration to the module that has the class `Protocol`; asked in this order."""
+ALL = "all"
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The protocols that a configuration means, in the order of HTTP. Raises ConfigError."""
+    for name in names:
+        if name != ALL and name not in HTTP:
+            raise ConfigError(f"unknown protocol {name!r}", f"known: {', '.join((ALL, *HTTP))}")
+    return tuple(name for name in HTTP if ALL in names or name in names)

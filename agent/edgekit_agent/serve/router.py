@@ -1,0 +1,60 @@
+"""From HTTP paths to protocols, and the pages that belong to none of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol as Interface
+from urllib.parse import unquote
+
+from edgekit_agent.serve import http_tools as http
+from edgekit_agent.serve import protocols
+from edgekit_agent.serve.core import Core
+from edgekit_agent.serve.http_tools import Respond
+from edgekit_agent.serve.message import Request, Response, error
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Protocol(Interface):
+    """A protocol over HTTP: the class `Protocol` of a module `serve/<name>.py`, made with the core."""
+
+    name: str
+    """In the agent's configuration."""
+
+    def handle(self, parts: list[str], request: Request, respond: Respond) -> bool:
+        """Answer through `respond`, or return False: not one of this protocol's paths, ask the next.
+
+        `parts`: the path without its leading slash, split at slashes and percent-decoded; at least one.
+        """
+        ...
+
+
+class Router:
+    """Lives on the event loop."""
+
+    def __init__(self, core: Core, names: Sequence[str] = (protocols.ALL,)) -> None:
+        """`names`: as in the configuration. Raises ConfigError for one that is unknown."""
+        self._core = core
+        self._protocols = [load(name, core) for name in protocols.chosen(names)]
+
+    def handle(self, request: Request, respond: Respond) -> None:
+        """Answer `request` through `respond`. Never raises."""
+        path = request.target.partition(b"?")[0]
+        parts = [unquote(part) for part in path.decode("latin-1").split("/")[1:]] or [""]
+        try:
+            if any(protocol.handle(parts, request, respond) for protocol in self._protocols):
+                return
+            if parts != ["metrics"]:
+                respond(error(404, "Not Found"))
+            elif http.allowed(b"GET", request, respond):
+                respond(Response(200, self._core.exposition(), _PROMETHEUS))
+        except Exception as exc:  # a bug of ours: the client gets an answer, the log a traceback
+            self._core.complain("answering a request", exc)
+            respond(error(500, "internal error; see the agent's log"))
+
+
+def load(name: str, core: Core) -> Protocol:
+    """The protocol that protocols.HTTP knows by this name."""
+    made: Protocol = importlib.import_module(protocols.HTTP[name]).Protocol(core)
+    return made
