@@ -7,7 +7,7 @@ import dataclasses
 import http.client
 import itertools
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from edgekit.runtimes._preprocess import apply
 from edgekit_agent import launch, memfd
 from edgekit_agent.messages import Load, Loaded
 from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.protocols import ALL
 from tests.unit.runtimes import kws
 
 LABELS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "silence", "unknown")
@@ -123,6 +124,21 @@ def linear(gain: float = 1.0, version: str = "1", *, width: int = 4) -> Candidat
     return candidate(made, files, {"x": np.eye(width, dtype=np.float32)}, version)
 
 
+def several(version: str = "1") -> Candidate:
+    """sum = a + b and difference = a - b on the reference engine: FP32 (batch, 2) all of them."""
+    files = reference.pack(
+        [reference.Tensor(name, "FP32", (-1, 2)) for name in ("a", "b")],
+        ["sum", "difference"],
+        {},
+        [reference.Node("add", ("a", "b"), "sum"), reference.Node("sub", ("a", "b"), "difference")],
+    )
+    inputs = tuple(TensorSpec(name, "FP32", (-1, 2)) for name in ("a", "b"))
+    outputs = tuple(TensorSpec(name, "FP32", (-1, 2)) for name in ("sum", "difference"))
+    made = config("reference", inputs, outputs, tuple(files))
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    return candidate(made, files, {"a": rows, "b": rows[::-1].copy()}, version)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -158,13 +174,21 @@ class Stand:
 
 
 @contextlib.contextmanager
-def stand(folder: Path, limits: Limits | None = None, *, wait_for_load: bool = False) -> Iterator[Stand]:
+def stand(
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    protocols: Sequence[str] = (ALL,),
+    wait_for_load: bool = False,
+) -> Iterator[Stand]:
     """A serving process on a free TCP port and a Unix socket in `folder`; killed at the end."""
     path = folder / "serve.sock"
     with socket.create_server(("127.0.0.1", 0), backlog=256) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(path))
         unix.listen(256)
-        serving = launch.start([tcp, unix], limits or Limits(), wait_for_load=wait_for_load)
+        serving = launch.start(
+            [tcp, unix], limits or Limits(), protocols=protocols, wait_for_load=wait_for_load
+        )
         made = Stand(tcp, unix, path, serving)
         try:
             yield made

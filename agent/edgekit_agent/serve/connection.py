@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from edgekit_agent.serve import peer
 from edgekit_agent.serve.message import Request, Response, error
 from edgekit_agent.serve.sink import BadRequest, RequestParser
 
@@ -32,6 +33,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server, parser: Callable[[Connection], RequestParser]) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
+        self._peer = peer.NOBODY
         self._parser = parser(self)
         self._waiting: deque[Request | Response] = deque()
         self._current: Request | None = None  # being answered
@@ -91,11 +93,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._peer = peer.of(transport)
         if not self._server.opened(self):
             self._fail(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
+        self._peer.open = False
         self._deaf = True
         self._waiting.clear()
         self._server.closed(self)
@@ -198,6 +202,7 @@ class Connection(asyncio.Protocol):
         if len(self._waiting) >= MAX_PIPELINED:
             self._fail(503, "too many requests at once on one connection")
             return
+        request.peer = self._peer
         self._waiting.append(request)
         self._reset()
         self._begun = None

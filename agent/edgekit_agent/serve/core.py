@@ -16,6 +16,7 @@ from edgekit_agent.serve import infer as steps
 from edgekit_agent.serve.infer import A, Codec, NotServed, Outcome, Prepared, prepare
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
+from edgekit_agent.serve.shared_memory import Regions
 
 __all__ = ["Codec", "Core", "NotServed", "Prepared", "prepare"]
 
@@ -34,6 +35,8 @@ class Core:
         self.restarts = restarts
         """How often serving came back; shown as a metric."""
         self.ledger = metrics.Ledger()
+        self.regions = Regions()
+        """Shared memory that clients have registered."""
         self.model: Model | None = None
         self.in_flight = 0
         self._loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from edgekit.bundle.model import Affine, TensorSpec, VariantConfig
@@ -10,12 +11,24 @@ from edgekit_agent.metrics import Counters, Timing
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
+    "generate",
+    "logging",
     "model_configuration",
     "model_repository",
     "parameters",
     "statistics",
+    "system_shared_memory",
+    "trace",
 )
 _ENDINGS = {"onnxruntime": "onnx"}
+_OUTPUT = {"label_filename": "", "is_shape_tensor": False, "is_non_linear_format_io": False}
+_INPUT = {
+    "format": "FORMAT_NONE",
+    "is_shape_tensor": False,
+    "allow_ragged_batch": False,
+    "optional": False,
+    "is_non_linear_format_io": False,
+}
 
 
 def server(version: str) -> dict[str, Any]:
@@ -57,25 +70,41 @@ def configuration(name: str, version: str, config: VariantConfig, max_batch: int
     """Triton's model configuration. A batch dimension that is in every input is not part of `dims`."""
     batched = is_batched(config)
     labels = {"labels": list(config.labels)} if config.labels else {}
+    group = {"name": f"{name}_0", "kind": "KIND_CPU", "count": 1, "gpus": [], "secondary_devices": []}
     return {
         "name": name,
         "platform": _platform(config),
         "backend": config.engine.name,
+        "runtime": "",
         "version_policy": {"specific": {"versions": [version]}},
         "max_batch_size": max_batch if batched else 0,
-        "input": [_dims(spec, batched) for spec in config.inputs],
-        "output": [_dims(spec, batched) for spec in config.outputs],
+        "input": [_dims(spec, batched) | _INPUT for spec in config.inputs],
+        "output": [_dims(spec, batched) | _OUTPUT for spec in config.outputs],
+        "batch_input": [],
+        "batch_output": [],
+        "instance_group": [group | {"profile": [], "passive": False, "host_policy": ""}],
+        "default_model_filename": config.files[0] if config.files else "",
+        "cc_model_filenames": {},
+        "metric_tags": {},
         "parameters": {
             "variant": {"string_value": config.variant},
             "precision": {"string_value": config.precision},
             "profile": {"string_value": config.profile},
         },
+        "model_warmup": [],
         **labels,
     }
 
 
-def index(name: str, version: str) -> list[dict[str, str]]:
-    return [{"name": name, "version": version, "state": "READY"}]
+def index(
+    served: tuple[str, str] | None, before: Iterable[tuple[str, str]], *, ready: bool = False
+) -> list[dict[str, str]]:
+    """Triton's repository index. `served`, `before`: (name, version) of releases; `ready`: `served` only."""
+    entries = [{"name": served[0], "version": served[1], "state": "READY"}] if served else []
+    for name, version in () if ready else before:
+        if (name, version) != served:
+            entries.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"})
+    return entries
 
 
 def statistics(counters: Counters) -> dict[str, Any]:
@@ -98,7 +127,9 @@ def statistics(counters: Counters) -> dict[str, Any]:
                     "cache_hit": _timing(Timing()),
                     "cache_miss": _timing(Timing()),
                 },
+                "response_stats": {},
                 "batch_stats": [],
+                "memory_usage": [],
             }
         ]
     }

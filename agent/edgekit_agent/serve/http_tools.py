@@ -45,12 +45,24 @@ def body(request: Request, max_bytes: int) -> bytes:
     return request.body if encoding is None else decompress(request.body, encoding, max_bytes)
 
 
-def json_object(text: bytes) -> dict[str, Any]:
-    """The JSON object that `text` is. Raises InputError."""
+def small(request: Request) -> bytes:
+    """The body of a request that is read on the event loop. Raises InputError where it is not worth that."""
+    if len(request.body) > INLINE_BODY_BYTES:
+        raise InputError(f"the body is larger than the {INLINE_BODY_BYTES} bytes that are looked at")
+    return body(request, INLINE_BODY_BYTES)
+
+
+def json_value(text: bytes) -> Any:
+    """The JSON that `text` is. Raises InputError."""
     try:
-        document = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is. Raises InputError."""
+    document = json_value(text)
     if not isinstance(document, dict):
         raise InputError("the request must be a JSON object")
     return document

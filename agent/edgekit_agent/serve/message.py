@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from edgekit_agent.serve.peer import NOBODY, Peer
+
 JSON = "application/json"
 BINARY = "application/octet-stream"
 
@@ -23,6 +25,8 @@ class Request:
     received_ns: int
     """time.perf_counter_ns() when its last byte was read."""
     http_1_0: bool = False
+    peer: Peer = NOBODY
+    """Who sent it."""
 
 
 @dataclass(slots=True)

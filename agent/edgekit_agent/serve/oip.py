@@ -24,6 +24,8 @@ from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.serve.http_tools import json_object
 from edgekit_agent.serve.message import BINARY, JSON, Response
+from edgekit_agent.serve.shared_memory import Access, Span
+from edgekit_agent.serve.values import NotFinite
 
 _MAX_RANK = 16
 _MAX_SIZE = 1 << 40
@@ -39,6 +41,8 @@ class Wanted:
     binary: bool = False
     classes: int = 0
     """Classification extension: the best so many classes as "score:index:label"; 0: the tensor itself."""
+    span: Span | None = None
+    """Where in shared memory it goes, as binary data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,15 @@ class InferRequest:
     wanted: tuple[Wanted, ...] | None
     """None: every output, as JSON or binary according to `binary_default`."""
     binary_default: bool
+    memory: Access | None = None
+    """What inputs came from and outputs go to, where a request names shared memory."""
 
 
-def decode(body: bytes, json_size: int | None) -> InferRequest:
+def decode(body: bytes, json_size: int | None, memory: Access | None = None) -> InferRequest:
     """Parse an infer request; `json_size` is the Inference-Header-Content-Length, None when absent.
 
-    Arrays are read-only views of `body` where the tensor came in binary. Raises InputError.
+    `memory`: the client's regions; None where there are none. Arrays are read-only views of `body` where the
+    tensor came in binary. Raises InputError.
     """
     if json_size is not None and not 0 < json_size <= len(body):
         raise InputError(
@@ -66,7 +73,7 @@ def decode(body: bytes, json_size: int | None) -> InferRequest:
         name = _text(item, "name", f"inputs[{number}]")
         if name in inputs:
             raise InputError(f"input {name!r} is given twice")
-        inputs[name], offset = _tensor(name, item, body, offset)
+        inputs[name], offset = _tensor(name, item, body, offset, memory)
     if not inputs:
         raise InputError("the request has no inputs", "send {'inputs': [{name, datatype, shape, data}]}")
     if offset != len(body):
@@ -75,10 +82,10 @@ def decode(body: bytes, json_size: int | None) -> InferRequest:
     if request_id is not None and not isinstance(request_id, str):
         raise InputError("id must be a string")
     binary = _parameters(document, "the request").get("binary_data_output", False) is True
-    wanted = tuple(_wanted(item, binary) for item in _objects(document, "outputs"))
+    wanted = tuple(_wanted(item, binary, memory) for item in _objects(document, "outputs"))
     if len({item.name for item in wanted}) != len(wanted):
         raise InputError("an output is asked for twice")
-    return InferRequest(request_id, inputs, wanted or None, binary)
+    return InferRequest(request_id, inputs, wanted or None, binary, memory)
 
 
 def encode(
@@ -112,7 +119,14 @@ def encode(
             entry |= {"datatype": dtype_name(array.dtype), "shape": list(array.shape)}
             data = None if item.binary else array.ravel().tolist()
             blob = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() if item.binary else b""
-        if item.binary:
+        if item.span is not None and request.memory is not None:
+            request.memory.write(item.span, blob)
+            entry["parameters"] = {
+                "shared_memory_region": item.span.region,
+                "shared_memory_offset": item.span.offset,
+                "shared_memory_byte_size": len(blob),
+            }
+        elif item.binary:
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -124,10 +138,8 @@ def encode(
     try:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     except ValueError:
-        raise EngineError(
-            "an output holds NaN or infinity, which JSON cannot carry", "ask for it with binary_data"
-        ) from None
-    if not any(item.binary for item in wanted):
+        raise NotFinite from None
+    if not any(item.binary and item.span is None for item in wanted):
         return Response(200, text, JSON)
     return Response(200, b"".join((text, *blobs)), BINARY, json_size=len(text))
 
@@ -156,9 +168,22 @@ def _parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
     parameters = item.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InputError(f"parameters of {where} must be an object")
-    if "shared_memory_region" in parameters:
-        raise InputError(f"{where}: shared memory is not supported", "send the tensor as JSON or binary data")
     return parameters
+
+
+def _span(parameters: dict[str, Any], where: str, memory: Access | None) -> Span | None:
+    """The place in shared memory that `parameters` name, if they do."""
+    region, size = parameters.get("shared_memory_region"), parameters.get("shared_memory_byte_size")
+    if region is None and size is None:
+        return None
+    if memory is None:
+        raise InputError(
+            f"{where}: shared memory is not supported here", "send the tensor as JSON or binary data"
+        )
+    offset = parameters.get("shared_memory_offset", 0)
+    if not isinstance(region, str) or not isinstance(size, int) or not _is_size(size) or not _is_size(offset):
+        raise InputError(f"{where}: shared memory needs a region, a byte_size and perhaps an offset")
+    return Span(region, offset, size)
 
 
 def _text(item: dict[str, Any], key: str, where: str) -> str:
@@ -172,7 +197,9 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
-def _tensor(name: str, item: dict[str, Any], body: bytes, offset: int) -> tuple[Array, int]:
+def _tensor(
+    name: str, item: dict[str, Any], body: bytes, offset: int, memory: Access | None
+) -> tuple[Array, int]:
     """One input, and where the next binary tensor begins in `body`."""
     where = f"input {name[:_SHORT]!r}"
     datatype = _text(item, "datatype", where)
@@ -184,7 +211,17 @@ def _tensor(name: str, item: dict[str, Any], body: bytes, offset: int) -> tuple[
     shape = item.get("shape")
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(map(_is_size, shape)):
         raise InputError(f"{where}: shape must be a list of up to {_MAX_RANK} sizes")
-    size = _parameters(item, where).get("binary_data_size")
+    parameters = _parameters(item, where)
+    size, span = parameters.get("binary_data_size"), _span(parameters, where, memory)
+    if span is not None and memory is not None:
+        if size is not None or "data" in item:
+            raise InputError(f"{where}: its data is in shared memory and in the request")
+        if span.size != math.prod(shape) * dtype.itemsize:
+            wanted = math.prod(shape) * dtype.itemsize
+            raise InputError(
+                f"{where}: shared_memory_byte_size must be {wanted} for {datatype} of shape {shape}"
+            )
+        return _binary(where, datatype, memory.read(span), dtype, shape, 0), offset
     if size is None:
         if "data" not in item:
             raise InputError(f"{where}: no data and no binary_data_size")
@@ -195,10 +232,17 @@ def _tensor(name: str, item: dict[str, Any], body: bytes, offset: int) -> tuple[
         raise InputError(f"{where}: binary_data_size must be {wanted} for {datatype} of shape {shape}")
     if offset + size > len(body):
         raise InputError(f"{where}: {size} bytes wanted, {len(body) - offset} left in the body")
-    array: Array = np.frombuffer(body, dtype, count, offset).reshape(shape)
-    if datatype == "BOOL" and size and array.view(np.uint8).max() > 1:
+    return _binary(where, datatype, body, dtype, shape, offset), offset + size
+
+
+def _binary(
+    where: str, datatype: str, data: bytes, dtype: np.dtype[Any], shape: list[int], offset: int
+) -> Array:
+    """Little-endian values from `offset` of `data`, which has enough of them."""
+    array: Array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
+    if datatype == "BOOL" and array.size and array.view(np.uint8).max() > 1:
         raise InputError(f"{where}: a BOOL is 0 or 1")
-    return array if array.flags.aligned else array.copy(), offset + size
+    return array if array.flags.aligned else array.copy()
 
 
 def _from_list(where: str, data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
@@ -211,7 +255,10 @@ def _from_list(where: str, data: Any, datatype: str, dtype: np.dtype[Any], shape
     try:
         if dtype.kind == "f":
             with np.errstate(over="raise"):
-                return np.array(flat, np.float64).astype(dtype).reshape(shape)
+                found = np.array(flat, np.float64).astype(dtype).reshape(shape)
+            if not np.isfinite(found).all():  # NaN, which is no JSON, and 1e999
+                raise OverflowError
+            return found
         if dtype.kind in "iu" and flat:
             limits = np.iinfo(dtype)
             if min(flat) < limits.min or max(flat) > limits.max:
@@ -237,7 +284,7 @@ def _flatten(where: str, data: Any) -> tuple[list[Any], set[type]]:
     raise InputError(f"{where}: data must be a list of numbers, nested at most {_MAX_RANK} deep")
 
 
-def _wanted(item: dict[str, Any], binary_default: bool) -> Wanted:
+def _wanted(item: dict[str, Any], binary_default: bool, memory: Access | None) -> Wanted:
     name = _text(item, "name", "outputs")
     parameters = _parameters(item, f"output {name[:_SHORT]!r}")
     binary = parameters.get("binary_data", binary_default)
@@ -246,7 +293,11 @@ def _wanted(item: dict[str, Any], binary_default: bool) -> Wanted:
         raise InputError(f"output {name[:_SHORT]!r}: binary_data must be true or false")
     if not _is_size(classes):
         raise InputError(f"output {name[:_SHORT]!r}: classification must be a number of classes")
-    return Wanted(name, binary, classes)
+    span = _span(parameters, f"output {name[:_SHORT]!r}", memory)
+    if span is not None and memory is not None:
+        memory.check(span)
+        binary = True
+    return Wanted(name, binary, classes, span)
 
 
 def _classify(

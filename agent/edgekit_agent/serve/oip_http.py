@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
-from edgekit_agent.serve import documents, oip
+from edgekit_agent.serve import documents, oip, values
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response, error, ok
 from edgekit_agent.serve.model import Model
+from edgekit_agent.serve.shared_memory import Access, Regions
 
 _ABOUT = ("", "ready", "config", "stats")
 
@@ -35,7 +36,7 @@ class Protocol:
                 self._infer(name, version, request, respond)
             case ["repository", "index"]:
                 if http.allowed(b"POST", request, respond):
-                    respond(self._index())
+                    respond(self._index(request))
             case rest:
                 page = self._page(rest)
                 if page is None:
@@ -47,7 +48,7 @@ class Protocol:
     def _infer(self, name: str, version: str, request: Request, respond: Respond) -> None:
         if http.allowed(b"POST", request, respond):
             self._core.infer(
-                name, version, Codec(request), respond,
+                name, version, Codec(request, self._core.regions), respond,
                 received_ns=request.received_ns, heavy=http.heavy(request),
             )  # fmt: skip
 
@@ -85,28 +86,40 @@ class Protocol:
             return ok(documents.configuration(model.name, model.version, model.config, most))
         return ok(documents.metadata(model.name, model.version, model.config))
 
-    def _index(self) -> Response:
+    def _index(self, request: Request) -> Response:
+        """What is served, and what was since the serving process started."""
+        try:
+            document = http.json_object(http.small(request)) if request.body else {}
+        except InputError as exc:
+            return http.refusal(exc.http_status, str(exc))
         model = self._core.model
-        return ok(documents.index(model.name, model.version) if model else [])
+        served = (model.name, model.version) if model else None
+        before = [(counters.name, counters.version) for counters in self._core.ledger if counters.name]
+        return ok(documents.index(served, before, ready=document.get("ready") is True))
 
 
 class Codec:
     """One infer request. See infer.Codec."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_regions", "_request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, regions: Regions) -> None:
         self._request = request
+        self._regions = regions
 
     def decode(self, model: Model, limits: Limits) -> Prepared:
         size = json_size(self._request.headers.get(b"inference-header-content-length"))
-        parsed = oip.decode(http.body(self._request, limits.max_body_bytes), size)
+        memory = Access(self._regions, self._request.peer, limits.max_body_bytes)
+        parsed = oip.decode(http.body(self._request, limits.max_body_bytes), size, memory)
         oip.check_wanted(parsed, model.config.outputs)
         return prepare(model, parsed.inputs, limits, parsed)
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
-        config = model.config
-        return oip.encode(model.name, model.version, prepared.note, config.outputs, outputs, config.labels)
+        config, note = model.config, prepared.note
+        try:
+            return oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)
+        except values.NotFinite:
+            raise values.not_finite(prepared.inputs) from None
 
     def refuse(self, status: int, text: str) -> Response:
         return http.refusal(status, text)

@@ -8,6 +8,10 @@ from edgekit.errors import ConfigError
 
 HTTP = {
     "oip": "edgekit_agent.serve.oip_http",
+    "triton": "edgekit_agent.serve.triton_http",
+    "tfs": "edgekit_agent.serve.tfs_http",
+    "kserve": "edgekit_agent.serve.kserve_v1",
+    "torchserve": "edgekit_agent.serve.torchserve",
 }
 """Name in the configuration to the module that has the class `Protocol`; asked in this order."""
 ALL = "all"

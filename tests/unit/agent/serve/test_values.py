@@ -1,0 +1,150 @@
+"""JSON values as tensors of the model's types: what is taken, what is refused, and what comes back."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgekit.errors import EngineError, InputError
+from edgekit.runtimes._base import DTYPE_NAMES, DTYPES
+from edgekit_agent.serve import values
+
+ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(
+    lambda name: hnp.arrays(
+        DTYPES[name],
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=3),
+        elements={"allow_nan": False, "allow_infinity": False} if name.startswith("FP") else None,
+    )
+)
+
+
+@given(ANY_ARRAY)
+def test_every_array_comes_back_through_json(array: np.ndarray[Any, Any]) -> None:
+    text = values.to_json(values.plain(array), {})
+    found = values.array("x", json.loads(text), DTYPE_NAMES[array.dtype])
+    assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+
+
+@given(st.lists(st.binary(max_size=8), min_size=1, max_size=6), st.booleans())
+def test_every_byte_comes_back_through_json(items: list[bytes], binary: bool) -> None:
+    array = values.flat("x", list(items), "BYTES").reshape(1, -1)
+    written = json.loads(values.to_json(values.plain(array, binary=binary), {}))
+    assert values.array("x", written, "BYTES").tolist() == [items]
+    if binary:
+        assert all(set(item) == {"b64"} for item in written[0])
+
+
+def test_empty_lists_are_dimensions_of_size_0() -> None:
+    assert values.array("x", [], "FP32").shape == (0,)
+    assert values.array("x", [[], []], "FP32").shape == (2, 0)
+    assert values.plain(np.empty((2, 0), object)) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "words"),
+    [
+        ([[1, 2], [3]], "FP32", "differ in length (1, 2)"),
+        ([1, [2]], "FP32", "found lists"),
+        ([[1], [[2]]], "FP32", "found lists"),
+        (json.loads("[" * 17 + "]" * 17), "FP32", "more than 16 deep"),
+        (["1"], "FP32", "found text"),
+        ([None], "FP32", "found null"),
+        ([True], "FP32", "found booleans"),
+        ([1.5], "INT8", "found decimals"),
+        ([1.0], "INT8", "found decimals"),
+        ([1], "BOOL", "found integers"),
+        ([{"b64": "AA=="}], "FP32", "found objects"),
+        ([128], "INT8", "out of range for INT8"),
+        ([-1], "UINT8", "out of range for UINT8"),
+        ([2**64], "INT64", "out of range"),
+        ([1e39], "FP32", "out of range for FP32"),
+        ([1e999], "FP64", "out of range"),
+        ([float("nan")], "FP32", "out of range"),
+        ([10**400], "FP64", "out of range"),
+        ([65520], "FP16", "out of range for FP16"),
+        ([1], "BYTES", "text or {'b64': ...} wanted, found integers"),
+        ([{"b64": "A"}], "BYTES", "base64"),
+        ([{"b64": "A*=="}], "BYTES", "input x"),
+        ([{"b64": 1}], "BYTES", "found objects"),
+        ([{"b64": "AA==", "more": 1}], "BYTES", "found objects"),
+        (["\ud800"], "BYTES", "surrogates not allowed"),
+    ],
+)
+def test_what_would_change_its_meaning_is_refused(value: Any, datatype: str, words: str) -> None:
+    with pytest.raises(InputError, match=r"^input x: ") as caught:
+        values.array("input x", value, datatype)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "wanted"),
+    [
+        ([1, 2, 3, 4], (-1, 4), (1, 4)),
+        ([1, 2, 3, 4, 5, 6, 7, 8], (-1, 4), (2, 4)),
+        ([[1, 2], [3, 4]], (-1, 4), (1, 4)),
+        ([[1, 2], [3, 4]], (-1, 2), (2, 2)),
+        ([[1, 2], [3, 4]], (-1, -1), (2, 2)),
+        ([1, 2, 3], (-1, -1), (1, 3)),
+        (7, (-1, 1), (1, 1)),
+        (7, (), ()),
+        ([7], (1, 1), (1, 1)),
+        (7, (-1,), (1,)),
+    ],
+)
+def test_values_fill_a_shape(value: Any, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    found = values.fit("x", value, "INT32", shape)
+    assert found.shape == wanted
+    assert found.ravel().tolist() == np.ravel(value).tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"), [([1, 2, 3], (-1, 4)), ([1, 2], (1,)), ([1, 2], ()), ([], (1,)), ([1], (-1, 0))]
+)
+def test_values_that_do_not_fill_a_shape_are_refused(value: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="do not fill"):
+        values.fit("x", value, "INT32", shape)
+
+
+def test_raw_bytes_are_samples() -> None:
+    sent = np.arange(12, dtype="<i2").reshape(2, 3, 2)
+    assert np.array_equal(values.raw("x", sent.tobytes(), "INT16", (3, 2)), sent)
+    assert values.raw("x", b"\xff\0", "BYTES", ()).tolist() == [b"\xff\0"]
+    assert values.raw("x", b"\xff\0", "BYTES", (1,)).tolist() == [[b"\xff\0"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "shape", "words"),
+    [
+        (b"123", "INT16", (1,), "3 bytes are not a whole number of samples of 2 bytes"),
+        (b"", "INT16", (1,), "0 bytes"),
+        (b"12", "INT16", (0,), "whole number"),
+        (b"12", "INT16", (-1,), "cannot tell the shape"),
+        (b"12", "BYTES", (2,), "one value"),
+        (b"\x02", "BOOL", (1,), "a BOOL is 0 or 1"),
+    ],
+)
+def test_raw_bytes_that_are_no_samples_are_refused(
+    data: bytes, datatype: str, shape: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        values.raw("x", data, datatype, shape)
+
+
+def test_bytes_that_are_not_text_are_base64() -> None:
+    array = values.flat("x", [b"\xff", "\u00e9".encode()], "BYTES")
+    assert values.plain(array) == [{"b64": base64.b64encode(b"\xff").decode()}, "\u00e9"]
+
+
+def test_nan_in_an_answer_is_the_fault_of_who_brought_it() -> None:
+    nan = np.array([1, np.nan], np.float32)
+    with pytest.raises(InputError, match="input 'x' holds NaN"):
+        values.to_json({"y": nan.tolist()}, {"n": np.array([1]), "x": nan})
+    with pytest.raises(EngineError, match="an output holds NaN"):
+        values.to_json({"y": nan.tolist()}, {"x": np.array([1.0])})
