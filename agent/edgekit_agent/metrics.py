@@ -5,6 +5,7 @@ All of it is touched on the event loop only. Text format: Prometheus exposition 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ class Timing:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        self.count += 1
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
         self.ns += ns
 
 
@@ -48,6 +49,8 @@ class Counters:
     compute_input: Timing = field(default_factory=Timing)
     compute_infer: Timing = field(default_factory=Timing)
     compute_output: Timing = field(default_factory=Timing)
+    runs: dict[int, Timing] = field(default_factory=dict)
+    """Engine runs by their number of samples; requests that come together share one."""
 
     @property
     def release(self) -> str:
@@ -67,6 +70,14 @@ class Counters:
             self.success.add(latency_ns)
             return
         self.fail.add(latency_ns)
+
+    def executed(self, samples: int, ns: int) -> None:
+        """Count one engine run."""
+        self.last_ms = int(time.time() * 1e3)
+        timing = self.runs.get(samples)
+        if timing is None:
+            timing = self.runs[samples] = Timing()
+        timing.add(ns)
 
     def stats(self) -> ReleaseStats:
         return ReleaseStats(

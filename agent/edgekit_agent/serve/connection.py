@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from edgekit_agent.serve import peer
+from edgekit_agent.serve.known import Known
 from edgekit_agent.serve.message import Request, Response, error
 from edgekit_agent.serve.sink import BadRequest, RequestParser
 
@@ -45,6 +46,9 @@ class Connection(asyncio.Protocol):
         self._begun: float | None = None  # when the first byte of an incomplete request came
         self._quiet: float = server.now()  # when the connection was last of use
         self._blocked: float | None = None  # since when the client does not read
+        self._known: Known | None = None
+        self._completed = 0  # requests in the bytes that are being parsed
+        self._last: Request | None = None  # of these
         self._reset()
 
     def _reset(self) -> None:
@@ -120,8 +124,16 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self._begun is None:
+        known, between = self._known, self._begun is None
+        if known is not None and between and len(data) == known.size and data.startswith(known.head):
+            self._take(known.request(data, keep_alive=not self._server.draining))
+            self._pump()
+            if self._waiting or self._paused:
+                self._throttle()
+            return
+        if between:
             self._begun = self._server.now()
+        self._completed, self._last = 0, None
         if not self._head_done:
             self._header_bytes += len(data)  # counted again, exactly, when the header is complete
         try:
@@ -131,8 +143,15 @@ class Connection(asyncio.Protocol):
             return
         if not self._head_done and self._header_bytes > self._server.limits.max_header_bytes:
             self._fail(431, "the request's header is too large")
+        if between:
+            self._remember(data)
         self._pump()
         self._throttle()
+
+    def _remember(self, data: bytes) -> None:
+        """`data` came between two requests; when it was one request its head may come again."""
+        if self._completed == 1 and self._last is not None and self._begun is None:
+            self._known = Known.of(data, self._last)
 
     # --- parser
 
@@ -199,14 +218,19 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter_ns()
         old = self._parser.version() == "1.0"
         request = Request(method, self._url, self._headers, body, keep_alive, now, old)
+        self._completed, self._last = self._completed + 1, request
+        self._take(request)
+        self._reset()
+        self._begun = None
+
+    def _take(self, request: Request) -> None:
+        """Let a complete request wait for its turn."""
         if len(self._waiting) >= MAX_PIPELINED:
             self._fail(503, "too many requests at once on one connection")
             return
         request.peer = self._peer
         self._waiting.append(request)
-        self._reset()
-        self._begun = None
-        self._deaf = not keep_alive
+        self._deaf = not request.keep_alive
 
     def head_without_upgrade(self) -> bytes:
         if self._deaf or not self._upgrading:
@@ -249,20 +273,23 @@ class Connection(asyncio.Protocol):
             return  # the client has gone
         close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
         self._write(response, close=close, request=request)
-        self._pump()
-        self._throttle()
+        if self._waiting or self._paused or self._owes_continue:
+            self._pump()
+            self._throttle()
 
     def _write(self, response: Response, *, close: bool, request: Request | None = None) -> None:
         if self._transport is None:
             return
         old = request is not None and request.http_1_0
         head = response.head(close=close, keep_alive_wanted=old)
-        body = b"" if request is not None and request.method == b"HEAD" else response.body
-        if len(body) > _SPLIT_BYTES:
+        if request is not None and request.method == b"HEAD":
             self._transport.write(head)
-            self._transport.write(body)
+        elif response.tail:
+            self._transport.writelines((head + response.body, *response.tail))
+        elif len(response.body) > _SPLIT_BYTES:
+            self._transport.writelines((head, response.body))
         else:
-            self._transport.write(head + body)
+            self._transport.write(head + response.body)
         self._quiet = self._server.now()
         if close:
             self._hang_up()

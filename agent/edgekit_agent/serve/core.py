@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edgekit_agent import metrics, process
 from edgekit_agent.serve import infer as steps
 from edgekit_agent.serve.infer import A, Codec, NotServed, Outcome, Prepared, prepare
+from edgekit_agent.serve.lane import Job, Lane
 from edgekit_agent.serve.limits import Limits
-from edgekit_agent.serve.model import Model
+from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.shared_memory import Regions
 
 __all__ = ["Codec", "Core", "NotServed", "Prepared", "prepare"]
@@ -42,6 +44,7 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self._in_use: set[Model] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._decoding: Gate | None = None
         self._logged = 0.0
 
     # --- releases
@@ -52,6 +55,7 @@ class Core:
         if old is not None:
             old.retire(lambda: self._retired(old))
         if model is not None:
+            model.lane = Lane(model, self.limits, self._finish)
             self._in_use.add(model)
 
     async def retired(self) -> None:
@@ -137,70 +141,62 @@ class Core:
         except NotServed as exc:
             counters = self.model.counters if self.model else self.ledger.nobody
             counters.answered(exc.http_status, time.perf_counter_ns() - received_ns)
-            return respond(codec.refuse(exc.http_status, exc.message))
-        if model.users >= self.limits.max_queue + self.limits.concurrency:
+            respond(codec.refuse(exc.http_status, exc.message))
+            return
+        if model.lane.waiting >= self.limits.max_queue:
             refused = Outcome(codec.refuse(503, "too many requests are waiting"), 503)
-            return respond(self._account(model, received_ns, refused, 0))
+            self._account(model, received_ns, refused)
+            respond(refused.answer)
+            return
         model.users += 1
         self.in_flight += 1
-
-        def finish(outcome: Outcome[A], waited_ns: int) -> None:
-            self.in_flight -= 1
-            respond(self._account(model, received_ns, outcome, waited_ns))
-            model.release_user()
-
-        def ready() -> Prepared:
-            begin = time.perf_counter_ns()
-            prepared = codec.decode(model, self.limits)
-            prepared.input_ns = time.perf_counter_ns() - begin
-            if deadline_ns and not 0 < prepared.deadline_ns < deadline_ns:
-                prepared.deadline_ns = deadline_ns
-            prepared.priority = max(priority, prepared.priority)
-            return prepared
-
+        job = Job(model, codec, respond, received_ns, deadline_ns, priority)
         if heavy:
-            return self._queue(model, codec, ready, finish)
+            self._decoder().submit(lambda: self._decode_apart(job))
+        else:
+            self._admit(job, self._decode(job))
+
+    def _decoder(self) -> Gate:
+        """One thread for large bodies: while it parses the engine may run, and small requests pass by."""
+        if self._decoding is None:
+            self._decoding = Gate(1, "decode")
+        return self._decoding
+
+    def _decode_apart(self, job: Job[Any]) -> None:
+        problem = self._decode(job)
+        self._loop.call_soon_threadsafe(self._admit, job, problem)
+
+    def _decode(self, job: Job[Any]) -> Exception | None:
+        """Prepare the job; what is wrong with it otherwise."""
+        begin = time.perf_counter_ns()
         try:
-            prepared = ready()
+            prepared = job.codec.decode(job.model, self.limits)
         except Exception as exc:
-            return finish(steps.refusal(codec, exc), 0)
-        # A lone small request is cheaper without a thread; with others of this model running, it waits.
-        if model.users == 1 and model.run_ms * prepared.samples < self.limits.inline_ms:
-            return finish(steps.run(model, codec, prepared), 0)
-        return self._queue(model, codec, lambda: prepared, finish)
+            return exc
+        if job.deadline_ns and not 0 < prepared.deadline_ns < job.deadline_ns:
+            prepared.deadline_ns = job.deadline_ns
+        if job.priority:
+            prepared.priority = max(job.priority, prepared.priority)
+        prepared.input_ns = time.perf_counter_ns() - begin
+        job.prepared = prepared
+        return None
 
-    def _queue(
-        self,
-        model: Model,
-        codec: Codec[A],
-        ready: Callable[[], Prepared],
-        finish: Callable[[Outcome[A], int], None],
-    ) -> None:
-        queued = time.perf_counter_ns()
+    def _admit(self, job: Job[Any], problem: Exception | None) -> None:
+        if problem is None:
+            job.model.lane.submit(job)
+        else:
+            self._finish(job, steps.refusal(job.codec, problem))
 
-        def job() -> None:
-            waited = time.perf_counter_ns() - queued
-            try:
-                outcome = steps.run(model, codec, ready())
-            except Exception as exc:
-                outcome = steps.refusal(codec, exc)
-            self._loop.call_soon_threadsafe(finish, outcome, waited)
+    def _finish(self, job: Job[Any], outcome: Outcome[Any]) -> None:
+        self.in_flight -= 1
+        self._account(job.model, job.received_ns, outcome)
+        try:
+            job.respond(outcome.answer)
+        except Exception as exc:  # a bug of ours must not cost the others of a batch their answers
+            self.complain("answering a request", exc)
+        job.model.release_user()
 
-        model.gate.submit(job)
-
-    def _account(self, model: Model, received_ns: int, outcome: Outcome[A], waited_ns: int) -> A:
-        counters = model.counters
-        counters.answered(outcome.status, time.perf_counter_ns() - received_ns)
+    def _account(self, model: Model, received_ns: int, outcome: Outcome[Any]) -> None:
+        model.counters.answered(outcome.status, time.perf_counter_ns() - received_ns)
         if outcome.bug is not None:
             self.complain("an inference", outcome.bug)
-        if outcome.status == 200:
-            counters.last_ms = int(time.time() * 1e3)
-            counters.inferences += outcome.samples
-            counters.queue.add(waited_ns)
-            counters.compute_input.add(outcome.input_ns)
-            counters.compute_infer.add(outcome.infer_ns)
-            counters.compute_output.add(outcome.output_ns)
-            for index in outcome.classes:
-                label = model.config.labels[index]
-                counters.classes[label] = counters.classes.get(label, 0) + 1
-        return outcome.answer

@@ -116,7 +116,7 @@ def statistics(counters: Counters) -> dict[str, Any]:
                 "version": counters.version,
                 "last_inference": counters.last_ms,
                 "inference_count": counters.inferences,
-                "execution_count": counters.compute_infer.count,
+                "execution_count": sum(timing.count for timing in counters.runs.values()),
                 "inference_stats": {
                     "success": _timing(counters.success),
                     "fail": _timing(counters.fail),
@@ -128,7 +128,10 @@ def statistics(counters: Counters) -> dict[str, Any]:
                     "cache_miss": _timing(Timing()),
                 },
                 "response_stats": {},
-                "batch_stats": [],
+                "batch_stats": [
+                    {"batch_size": size, "compute_infer": _timing(timing)}
+                    for size, timing in sorted(counters.runs.items())
+                ],
                 "memory_usage": [],
             }
         ]

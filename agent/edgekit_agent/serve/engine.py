@@ -17,6 +17,7 @@ from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._golden import GoldenReport, check
 from edgekit_agent import memfd, process
 from edgekit_agent.messages import Load, Loaded, Measured
+from edgekit_agent.serve.pace import Pace, measure
 
 _TIMED_RUNS, _TIMED_S = 20, 1.0
 _CERTIFIED_RUNS, _CERTIFIED_S = 300, 3.0
@@ -28,14 +29,15 @@ class Proven:
 
     session: Session
     report: GoldenReport
-    run_ms: float
+    pace: Pace
     load_ms: float
     measured: Measured | None
 
 
-def load(request: Load, fds: Sequence[int]) -> Proven:
+def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
     """Load, warm up with the golden samples, compare, time. Blocks; releases the GIL inside the engine.
 
+    `most`: samples of the largest joined run that is tried; a probe tries none, for its peak memory counts.
     `fds` stay the caller's. Raises EdgekitError; a stranger's engine that raises anything else is an
     EngineError, because a bad engine must not take the serving process down.
     """
@@ -50,6 +52,7 @@ def load(request: Load, fds: Sequence[int]) -> Proven:
         session = runtime.load(files, request.config.options)
         report = check(session, request.golden, golden)
         run_ms = _percentiles(_times_ms(session, request.golden, golden, _TIMED_RUNS, _TIMED_S))[0]
+        pace = measure(session, request.config, request.golden, golden, run_ms, most)
         load_ms = (time.perf_counter() - begin) * 1e3
         if request.certify:
             times = _times_ms(session, request.golden, golden, _CERTIFIED_RUNS, _CERTIFIED_S)
@@ -61,7 +64,7 @@ def load(request: Load, fds: Sequence[int]) -> Proven:
         if isinstance(exc, EdgekitError):
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
-    return Proven(session, report, run_ms, load_ms, measured)
+    return Proven(session, report, pace, load_ms, measured)
 
 
 def success(request: Load, proven: Proven) -> Loaded:
@@ -72,7 +75,7 @@ def success(request: Load, proven: Proven) -> Loaded:
         samples=proven.report.samples,
         max_abs_difference=difference if math.isfinite(difference) else -1.0,
         reference_agreement=proven.report.reference_agreement,
-        run_ms=proven.run_ms,
+        run_ms=proven.pace.run_ms,
         load_ms=proven.load_ms,
         rss_mib=process.rss_mib(),
         measured=proven.measured,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 from edgekit.errors import InputError
+from edgekit_agent.serve import jsons
 from edgekit_agent.serve.message import Request, Response, error
 
 Respond = Callable[[Response], None]
@@ -52,15 +52,15 @@ def small(request: Request) -> bytes:
     return body(request, INLINE_BODY_BYTES)
 
 
-def json_value(text: bytes) -> Any:
+def json_value(text: bytes | memoryview) -> Any:
     """The JSON that `text` is. Raises InputError."""
     try:
-        return json.loads(text)
+        return jsons.loads(text)
     except (ValueError, RecursionError) as exc:
         raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
 
 
-def json_object(text: bytes) -> dict[str, Any]:
+def json_object(text: bytes | memoryview) -> dict[str, Any]:
     """The JSON object that `text` is. Raises InputError."""
     document = json_value(text)
     if not isinstance(document, dict):

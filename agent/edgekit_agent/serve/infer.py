@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from edgekit.runtimes._preprocess import to_engine
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
 
+_SIGNATURES = 64
 A = TypeVar("A")
 """An answer of a protocol: message.Response, or a gRPC reply."""
 A_co = TypeVar("A_co", covariant=True)
@@ -71,37 +72,100 @@ class Outcome(Generic[A]):
     status: int
     samples: int = 0
     classes: tuple[int, ...] = ()
-    input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
     bug: BaseException | None = None
     """What nobody expected; for the log."""
 
 
-def prepare(model: Model, arrays: Mapping[str, Array], limits: Limits, note: Any = None) -> Prepared:
-    """Arrays as the client named and typed them, checked and converted. Raises InputError."""
+def prepare(model: Model, arrays: dict[str, Array], limits: Limits, note: Any = None) -> Prepared:
+    """Arrays as the client named and typed them, checked and converted. Raises InputError.
+
+    `arrays` is the caller's no more.
+    """
+    signature = tuple([(name, array.dtype, array.shape) for name, array in arrays.items()])
+    samples = model.signatures.get(signature)
+    if samples is not None:
+        return Prepared(arrays, samples, note=note)
     config = model.config
     inputs = to_engine(arrays, config.inputs, config.preprocessing)
     samples = next((len(inputs[spec.name]) for spec in config.inputs if spec.shape[:1] == (-1,)), 1)
     if not 0 < samples <= limits.max_batch:
         raise InputError(f"a batch of {samples} samples; 1 to {limits.max_batch} are allowed")
+    if list(inputs) == list(arrays) and all(inputs[name] is arrays[name] for name in arrays):
+        inputs = arrays  # nothing had to be converted, nor will it be the next time
+        if len(model.signatures) < _SIGNATURES:
+            model.signatures[signature] = samples
     return Prepared(inputs, samples, note=note)
 
 
-def run(model: Model, codec: Codec[A], prepared: Prepared) -> Outcome[A]:
-    """Run the engine and encode its answer. Never raises: what goes wrong becomes a 4xx or 5xx answer."""
+@dataclass(slots=True)
+class Run:
+    """What the engine made of requests that ran together."""
+
+    results: list[dict[str, Array] | Exception]
+    """Of each request."""
+    took: list[tuple[int, int]]
+    """Samples and nanoseconds of each engine run: one for all, or one for each request."""
+
+    def answer_bytes(self) -> int:
+        """Size of all outputs."""
+        found = (result for result in self.results if not isinstance(result, Exception))
+        return sum(array.nbytes for outputs in found for array in outputs.values())
+
+
+def run(model: Model, batch: Sequence[Prepared]) -> Run:
+    """One engine run for all of `batch`, whose shapes fit together. Never raises.
+
+    When a joined run fails each request runs alone, so that none fails for the sake of another.
+    """
     begin = time.perf_counter_ns()
-    if prepared.deadline_ns and begin > prepared.deadline_ns:
-        return Outcome(codec.refuse(504, "the request's timeout passed while it waited"), 504)
+    samples = sum(prepared.samples for prepared in batch)
+    results: list[dict[str, Array] | Exception]
     try:
-        outputs = model.session.run(prepared.inputs)
-        ran = time.perf_counter_ns()
-        answer = codec.encode(model, prepared, outputs)
-        found = predicted(model.config, outputs, prepared.samples)
+        if len(batch) == 1:
+            results = [model.session.run(batch[0].inputs)]
+        else:
+            results = [*_split(model.session.run(_join(batch)), batch, samples)]
+    except Exception as exc:
+        if len(batch) > 1:
+            alone = [run(model, [prepared]) for prepared in batch]
+            return Run([one.results[0] for one in alone], [one.took[0] for one in alone])
+        results = [exc]
+    return Run(results, [(samples, time.perf_counter_ns() - begin)])
+
+
+def _join(batch: Sequence[Prepared]) -> dict[str, Array]:
+    return {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
+
+
+def _split(outputs: dict[str, Array], batch: Sequence[Prepared], samples: int) -> Iterator[dict[str, Array]]:
+    """Each request's rows, as views. Raises EngineError when there are not as many as went in."""
+    for name, array in outputs.items():
+        if array.shape[:1] != (samples,):
+            raise EngineError(f"output {name!r} has shape {array.shape} for {samples} samples")
+    begin = 0
+    for one in batch:
+        end = begin + one.samples
+        yield {name: array[begin:end] for name, array in outputs.items()}
+        begin = end
+
+
+def outcome(
+    model: Model, codec: Codec[A], prepared: Prepared, result: dict[str, Array] | Exception, infer_ns: int
+) -> Outcome[A]:
+    """Encode one request's answer. Never raises: what goes wrong becomes a 4xx or 5xx answer."""
+    if isinstance(result, Exception):
+        return refusal(codec, result)
+    begin = time.perf_counter_ns()
+    try:
+        answer = codec.encode(model, prepared, result)
+        config = model.config
+        found = predicted(config, result, prepared.samples) if config.labels else ()
     except Exception as exc:
         return refusal(codec, exc)
     done = time.perf_counter_ns()
-    return Outcome(answer, 200, prepared.samples, found, prepared.input_ns, ran - begin, done - ran)
+    return Outcome(answer, 200, prepared.samples, found, infer_ns, done - begin)
 
 
 def refusal(codec: Codec[A], exc: BaseException) -> Outcome[A]:
@@ -118,9 +182,7 @@ def refusal(codec: Codec[A], exc: BaseException) -> Outcome[A]:
 
 
 def predicted(config: VariantConfig, outputs: Mapping[str, Array], samples: int) -> tuple[int, ...]:
-    """Predicted class of each sample, when the variant has labels for the first output."""
-    if not config.labels:
-        return ()
+    """Predicted class of each sample, when the first output has a score for each of the variant's labels."""
     scores = outputs[config.outputs[0].name]
     if scores.shape[:1] != (samples,) or scores.size != samples * len(config.labels):
         return ()

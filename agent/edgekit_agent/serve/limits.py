@@ -18,6 +18,8 @@ class Limits:
     """Request body, also after decompression."""
     max_batch: int = 256
     """Samples in one request."""
+    max_joined: int = 64
+    """Samples of requests that share a run, where measurement says that it pays; 1: never share."""
     max_connections: int = 128
     max_queue: int = 64
     """Inference requests that may wait; the next one is answered 503 with Retry-After."""

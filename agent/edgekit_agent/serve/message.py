@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -38,19 +39,32 @@ class Response:
     """Inference-Header-Content-Length, when `body` is JSON followed by binary tensors."""
     extra: str = ""
     """More header fields, each ended by CRLF."""
+    tail: tuple[memoryview, ...] = ()
+    """Bytes after `body`, written without being copied together: large tensors."""
 
     def head(self, *, close: bool, keep_alive_wanted: bool = False) -> bytes:
         """Status line and header fields. `keep_alive_wanted`: an HTTP/1.0 client must be told."""
-        lines = (
-            f"HTTP/1.1 {self.status} {_PHRASES.get(self.status, '')}\r\nContent-Type: {self.content_type}\r\n"
+        size = len(self.body)
+        if self.tail:
+            size += sum(part.nbytes for part in self.tail)
+        return _head(
+            self.status, self.content_type, self.json_size, self.extra, size, close, keep_alive_wanted
         )
-        if self.json_size:
-            lines += f"Inference-Header-Content-Length: {self.json_size}\r\n"
-        if close:
-            lines += "Connection: close\r\n"
-        elif keep_alive_wanted:
-            lines += "Connection: keep-alive\r\n"
-        return f"{lines}{self.extra}Content-Length: {len(self.body)}\r\n\r\n".encode()
+
+
+@lru_cache(256)
+def _head(
+    status: int, content_type: str, json_size: int, extra: str, size: int, close: bool, keep_alive: bool
+) -> bytes:
+    """Answers of one model have few different heads."""
+    lines = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nContent-Type: {content_type}\r\n"
+    if json_size:
+        lines += f"Inference-Header-Content-Length: {json_size}\r\n"
+    if close:
+        lines += "Connection: close\r\n"
+    elif keep_alive:
+        lines += "Connection: keep-alive\r\n"
+    return f"{lines}{extra}Content-Length: {size}\r\n\r\n".encode()
 
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}

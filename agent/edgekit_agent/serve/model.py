@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from edgekit.bundle.model import VariantConfig
 from edgekit.runtimes import Session
 from edgekit_agent.metrics import Counters
+from edgekit_agent.serve.pace import Pace
+
+if TYPE_CHECKING:
+    from edgekit_agent.serve.lane import Lane
 
 Job = Callable[[], None]
 
@@ -18,10 +24,11 @@ Job = Callable[[], None]
 class Gate:
     """Runs jobs in order on `width` threads: the engine's memory grows with each simultaneous run."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, name: str = "infer") -> None:
+        self.width = width
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._since: dict[int, float] = {}
-        self._threads = [threading.Thread(target=self._work, name="infer", daemon=True) for _ in range(width)]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(width)]
         for thread in self._threads:
             thread.start()
 
@@ -57,12 +64,17 @@ class Model:
     version: str
     config: VariantConfig
     session: Session
-    run_ms: float
-    """Median time of one golden sample on this device."""
+    pace: Pace
     gate: Gate
     counters: Counters
+    lane: Lane = field(init=False, repr=False)
+    """Where its requests wait; given by the core that serves it."""
     users: int = 0
     """Requests that have begun with this release and are not answered."""
+    number: int = field(default_factory=itertools.count(1).__next__)
+    """Tells loaded models apart, also two of the same name and version."""
+    signatures: dict[tuple[object, ...], int] = field(default_factory=dict, repr=False)
+    """Samples by names, types and shapes of inputs that were found to fit as they are; see infer.prepare."""
     retired: bool = False
     on_idle: Callable[[], None] | None = field(default=None, repr=False)
     """Called once, when a retired model has no users left."""

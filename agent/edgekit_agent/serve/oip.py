@@ -7,9 +7,9 @@ Specification: kserve/open-inference-protocol; triton-inference-server/server do
 
 from __future__ import annotations
 
-import json
 import math
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,14 +22,21 @@ from edgekit.errors import EngineError, InputError
 from edgekit.runtimes import Array
 from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._ports import dtype_name
+from edgekit_agent.serve import jsons
 from edgekit_agent.serve.http_tools import json_object
 from edgekit_agent.serve.message import BINARY, JSON, Response
 from edgekit_agent.serve.shared_memory import Access, Span
 from edgekit_agent.serve.values import NotFinite
 
+NORMAL_PRIORITY = 5
+"""What a request without a priority has; 1 is the most urgent, 9 the least."""
+_MAX_TIMEOUT_US = 1 << 53
+_LARGE_BYTES = 64 * 1024
+"""Binary tensors from this size on are sent from where they are, smaller ones are copied together."""
 _MAX_RANK = 16
 _MAX_SIZE = 1 << 40
 _NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+_LITTLE = sys.byteorder == "little"
 _SHORT = 120  # longest client text that an error message repeats
 
 
@@ -54,6 +61,15 @@ class InferRequest:
     binary_default: bool
     memory: Access | None = None
     """What inputs came from and outputs go to, where a request names shared memory."""
+    timeout_us: int = 0
+    """Microseconds that the client gives the whole request; 0: any."""
+    priority: int = 0
+    """Triton's: 1 is the most urgent, 0 means NORMAL_PRIORITY."""
+
+    @property
+    def urgency(self) -> int:
+        """The priority as infer.Prepared counts it: 0 is normal, higher comes first."""
+        return NORMAL_PRIORITY - self.priority if self.priority else 0
 
 
 def decode(body: bytes, json_size: int | None, memory: Access | None = None) -> InferRequest:
@@ -81,11 +97,17 @@ def decode(body: bytes, json_size: int | None, memory: Access | None = None) -> 
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise InputError("id must be a string")
-    binary = _parameters(document, "the request").get("binary_data_output", False) is True
+    parameters = _parameters(document, "the request")
+    binary = parameters.get("binary_data_output", False) is True
     wanted = tuple(_wanted(item, binary, memory) for item in _objects(document, "outputs"))
     if len({item.name for item in wanted}) != len(wanted):
         raise InputError("an output is asked for twice")
-    return InferRequest(request_id, inputs, wanted or None, binary, memory)
+    timeout, priority = parameters.get("timeout", 0), parameters.get("priority", 0)
+    if type(timeout) is not int or not 0 <= timeout <= _MAX_TIMEOUT_US:
+        raise InputError("timeout must be a number of microseconds")
+    if type(priority) is not int or not 0 <= priority < 2 * NORMAL_PRIORITY:
+        raise InputError(f"priority must be a number from 0 to {2 * NORMAL_PRIORITY - 1}")
+    return InferRequest(request_id, inputs, wanted or None, binary, memory, timeout, priority)
 
 
 def encode(
@@ -99,7 +121,7 @@ def encode(
     """The answer. Raises InputError for an unknown output, EngineError for what JSON cannot carry."""
     wanted = request.wanted or tuple(Wanted(spec.name, request.binary_default) for spec in specs)
     entries: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
+    blobs: list[bytes | memoryview] = []
     for item in wanted:
         array = outputs.get(item.name)
         if array is None:
@@ -110,15 +132,15 @@ def encode(
             texts, shape = _classify(array, item.classes, names, batched=specs_batched(specs, item.name))
             entry |= {"datatype": "BYTES", "shape": shape}
             data: Any = texts
-            blob = (
+            blob: bytes | memoryview = (
                 b"".join(struct.pack("<I", len(t)) + t for t in map(str.encode, texts))
                 if item.binary
                 else b""
             )
         else:
             entry |= {"datatype": dtype_name(array.dtype), "shape": list(array.shape)}
-            data = None if item.binary else array.ravel().tolist()
-            blob = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() if item.binary else b""
+            data = None if item.binary else _numbers(array)
+            blob = raw(array) if item.binary else b""
         if item.span is not None and request.memory is not None:
             request.memory.write(item.span, blob)
             entry["parameters"] = {
@@ -136,12 +158,14 @@ def encode(
     if request.id is not None:
         document["id"] = request.id
     try:
-        text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+        text = jsons.dumps(document)
     except ValueError:
         raise NotFinite from None
     if not any(item.binary and item.span is None for item in wanted):
         return Response(200, text, JSON)
-    return Response(200, b"".join((text, *blobs)), BINARY, json_size=len(text))
+    if sum(map(len, blobs)) < _LARGE_BYTES:
+        return Response(200, b"".join((text, *blobs)), BINARY, json_size=len(text))
+    return Response(200, text, BINARY, json_size=len(text), tail=tuple(map(memoryview, blobs)))
 
 
 def check_wanted(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
@@ -298,6 +322,22 @@ def _wanted(item: dict[str, Any], binary_default: bool, memory: Access | None) -
         memory.check(span)
         binary = True
     return Wanted(name, binary, classes, span)
+
+
+def _numbers(array: Array) -> Any:
+    try:
+        return jsons.numbers(array)
+    except ValueError:
+        raise NotFinite from None
+
+
+def raw(array: Array) -> bytes | memoryview:
+    """Little-endian, row-major bytes; a view where the array is large and lies that way already."""
+    if not (_LITTLE and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.nbytes < _LARGE_BYTES:
+        return array.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _classify(

@@ -14,6 +14,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response, error, ok
 from edgekit_agent.serve.model import Model
 from edgekit_agent.serve.shared_memory import Access, Regions
+from edgekit_agent.serve.templates import Template, Templates
 
 _ABOUT = ("", "ready", "config", "stats")
 
@@ -25,6 +26,7 @@ class Protocol:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._templates = Templates()
 
     def handle(self, parts: list[str], request: Request, respond: Respond) -> bool:
         if parts[0] != "v2":
@@ -48,8 +50,8 @@ class Protocol:
     def _infer(self, name: str, version: str, request: Request, respond: Respond) -> None:
         if http.allowed(b"POST", request, respond):
             self._core.infer(
-                name, version, Codec(request, self._core.regions), respond,
-                received_ns=request.received_ns, heavy=http.heavy(request),
+                name, version, Codec(request, self._core.regions, self._templates), respond,
+                received_ns=request.received_ns, heavy=heavy(request),
             )  # fmt: skip
 
     def _page(self, parts: list[str]) -> Callable[[], Response] | None:
@@ -101,28 +103,56 @@ class Protocol:
 class Codec:
     """One infer request. See infer.Codec."""
 
-    __slots__ = ("_regions", "_request")
+    __slots__ = ("_regions", "_request", "_templates")
 
-    def __init__(self, request: Request, regions: Regions) -> None:
+    def __init__(self, request: Request, regions: Regions, templates: Templates) -> None:
         self._request = request
         self._regions = regions
+        self._templates = templates
 
     def decode(self, model: Model, limits: Limits) -> Prepared:
-        size = json_size(self._request.headers.get(b"inference-header-content-length"))
-        memory = Access(self._regions, self._request.peer, limits.max_body_bytes)
-        parsed = oip.decode(http.body(self._request, limits.max_body_bytes), size, memory)
-        oip.check_wanted(parsed, model.config.outputs)
-        return prepare(model, parsed.inputs, limits, parsed)
+        request = self._request
+        size = json_size(request.headers.get(b"inference-header-content-length"))
+        body = http.body(request, limits.max_body_bytes)
+        template = self._templates.find(body, size) if size is not None else None
+        if template is not None:
+            parsed = template.request
+        else:
+            memory = Access(self._regions, request.peer, limits.max_body_bytes)
+            parsed = oip.decode(body, size, memory)
+        if parsed.wanted is not None:
+            oip.check_wanted(parsed, model.config.outputs)
+        if template is not None:
+            prepared = template.prepare(model, body, limits)
+        else:
+            prepared = prepare(model, parsed.inputs, limits, parsed)
+            if size is not None:
+                self._templates.learn(body, size, parsed)
+        if parsed.priority:
+            prepared.priority = parsed.urgency
+        if parsed.timeout_us:
+            prepared.deadline_ns = request.received_ns + parsed.timeout_us * 1000
+        return prepared
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
-        config, note = model.config, prepared.note
+        note, config = prepared.note, model.config
         try:
+            if isinstance(note, Template):
+                return note.encode(model, outputs)
             return oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)
         except values.NotFinite:
             raise values.not_finite(prepared.inputs) from None
 
     def refuse(self, status: int, text: str) -> Response:
         return http.refusal(status, text)
+
+
+def heavy(request: Request) -> bool:
+    """Whether decoding is worth a thread: binary tensors are taken as they lie, so only the JSON counts."""
+    if len(request.body) <= http.INLINE_BODY_BYTES or b"content-encoding" in request.headers:
+        return http.heavy(request)
+    size = request.headers.get(b"inference-header-content-length", b"")
+    return not size.isdigit() or len(size) > 12 or int(size) > http.INLINE_BODY_BYTES
 
 
 def json_size(value: bytes | None) -> int | None:

@@ -13,6 +13,7 @@ from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.message import Request, Response, error
 
+_KEPT, _MAX_KEPT_BYTES = 256, 256
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -36,15 +37,18 @@ class Router:
     def __init__(self, core: Core, names: Sequence[str] = (protocols.ALL,)) -> None:
         """`names`: as in the configuration. Raises ConfigError for one that is unknown."""
         self._core = core
+        self._parts: dict[bytes, list[str]] = {}
         self._protocols = [load(name, core) for name in protocols.chosen(names)]
 
     def handle(self, request: Request, respond: Respond) -> None:
         """Answer `request` through `respond`. Never raises."""
-        path = request.target.partition(b"?")[0]
-        parts = [unquote(part) for part in path.decode("latin-1").split("/")[1:]] or [""]
+        parts = self._parts.get(request.target)
+        if parts is None:
+            parts = self._split(request.target)
         try:
-            if any(protocol.handle(parts, request, respond) for protocol in self._protocols):
-                return
+            for protocol in self._protocols:
+                if protocol.handle(parts, request, respond):
+                    return
             if parts != ["metrics"]:
                 respond(error(404, "Not Found"))
             elif http.allowed(b"GET", request, respond):
@@ -52,6 +56,15 @@ class Router:
         except Exception as exc:  # a bug of ours: the client gets an answer, the log a traceback
             self._core.complain("answering a request", exc)
             respond(error(500, "internal error; see the agent's log"))
+
+    def _split(self, target: bytes) -> list[str]:
+        path = target.partition(b"?")[0].decode("latin-1")
+        parts = [unquote(part) for part in path.split("/")[1:]] or [""]
+        if len(target) <= _MAX_KEPT_BYTES:
+            if len(self._parts) >= _KEPT:
+                self._parts.clear()
+            self._parts[target] = parts
+        return parts
 
 
 def load(name: str, core: Core) -> Protocol:

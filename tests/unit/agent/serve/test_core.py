@@ -48,7 +48,7 @@ def model(core: Core, gain: float = 2.0) -> Model:
     with candidate.memory() as fds:
         proven = engine.load(candidate.load, fds)
     counters = core.ledger.open("kws", "1")
-    return Model("kws", "1", candidate.load.config, proven.session, proven.run_ms, Gate(1), counters)
+    return Model("kws", "1", candidate.load.config, proven.session, proven.pace, Gate(1), counters)
 
 
 def with_core(test: Callable[[Core], Awaitable[None]], limits: Limits = LIMITS) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gzip
 import json
+import random
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -17,7 +19,8 @@ from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.router import Router
-from edgekit_agent.serve.server import PARSERS, Server
+from edgekit_agent.serve.server import Server
+from edgekit_agent.worker import new_loop
 from tests.support.serving import linear
 
 LIMITS = Limits(
@@ -75,7 +78,7 @@ async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[S
         proven = engine.load(candidate.load, fds)
     counters = core.ledger.open("kws", "1")
     config = candidate.load.config
-    core.swap(Model("kws", "1", config, proven.session, proven.run_ms, Gate(1), counters))
+    core.swap(Model("kws", "1", config, proven.session, proven.pace, Gate(1), counters))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await server.listen([listener])
         try:
@@ -88,20 +91,22 @@ async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[S
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture(params=PARSERS)
+@pytest.fixture(params=[("httptools", "uvloop"), ("httptools", "asyncio"), ("h11", "asyncio")], ids="-".join)
 def with_wire(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Run a coroutine function with one open connection."""
+    parser, loop = request.param
 
     def run(test: Test, limits: Limits = LIMITS) -> None:
         async def main() -> None:
-            async with serving(request.param, limits) as (_, _, port):
+            async with serving(parser, limits) as (_, _, port):
                 wire = await Wire(port).open()
                 try:
                     await test(wire)
                 finally:
                     await wire.close_all()
 
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=lambda: new_loop(loop)) as runner:
+            runner.run(main())
 
     return run
 
@@ -130,6 +135,56 @@ def test_requests_cut_at_every_byte(with_wire: Callable[..., None]) -> None:
             await asyncio.sleep(0.001)
             wire.send(message[cut:])
             fine(await wire.answer())
+
+    with_wire(test)
+
+
+def tensor(values: list[float], name: str = "x", pad: str = "") -> tuple[bytes, bytes]:
+    """JSON and binary part of a request."""
+    item = {"name": name, "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}
+    return json.dumps({"inputs": [item], "pad": pad}).encode(), struct.pack("<4f", *values)
+
+
+def test_heads_that_repeat_are_read_as_the_first_one_was(with_wire: Callable[..., None]) -> None:
+    """Whatever a connection has sent before, an answer is the one that a fresh connection gets."""
+
+    async def test(wire: Wire) -> None:
+        def binary(values: list[float], extra: str = "", **fields: str) -> bytes:
+            head, raw = tensor(values, **fields)
+            return post(head + raw, f"Inference-Header-Content-Length: {len(head)}\r\n{extra}")
+
+        messages = [
+            binary([1, 2, 3, 4]), binary([1, 2, 3, 4]), binary([5, 6, 7, 8]), binary([5, 6, 7, 8], pad="!"),
+            binary([1, 2, 3, 4], name="z"), binary([1, 2, 3, 4], "X-Id: 1\r\n"), post(), post(),
+            post(path="/v2/nope"), post(BODY.replace(b"1, 2", b"1; 2")), post(), binary([0, 0, 0, 1]),
+            b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
+            binary([9, 9, 9, 9]),
+        ]  # fmt: skip
+        wanted = []
+        for message in messages:
+            fresh = await wire.another()
+            fresh.send(message)
+            wanted.append(await fresh.answer())
+            fresh.writer.close()
+            await fresh.writer.wait_closed()
+        order = random.Random(5)
+        for _ in range(60):
+            picks = [order.randrange(len(messages)) for _ in range(order.randrange(1, 4))]
+            data = b"".join(messages[pick] for pick in picks)
+            cut = order.randrange(len(data)) if order.random() < 0.5 else 0
+            wire.send(data[:cut])
+            if cut:
+                await asyncio.sleep(0.001)
+            wire.send(data[cut:])
+            for pick in picks:
+                assert await wire.answer() == wanted[pick], messages[pick]
+        raw = messages[0]
+        for _ in range(3):
+            wire.send(raw)  # known by now
+            assert await wire.answer() == wanted[0]
+        wire.send(raw + b"rubbish\r\n\r\n")
+        assert await wire.answer() == wanted[0]
+        refused(await wire.answer(), 400)
 
     with_wire(test)
 

@@ -1,0 +1,50 @@
+"""JSON, by orjson where it is installed. Both ways take and give the same documents, except that orjson reads
+integers beyond 64 bits as floating point numbers, which no data type of ours has room for either way.
+
+What orjson refuses the standard library decides: it takes NaN, lone surrogates and numbers of any size,
+and its messages are the ones that clients get everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from edgekit.runtimes import Array
+
+orjson: Any
+try:
+    import orjson
+except ImportError:  # an optional extra: some boards have no wheel
+    orjson = None
+
+
+def loads(text: bytes | memoryview) -> Any:
+    """Raises ValueError or RecursionError."""
+    if orjson is not None:
+        try:
+            return orjson.loads(text)
+        except ValueError:
+            pass
+    return json.loads(str(text, "utf-8"))
+
+
+def dumps(document: Any) -> bytes:
+    """Compact JSON; `numbers` may stand in it. Raises ValueError for NaN and infinity."""
+    if orjson is not None:
+        try:
+            return bytes(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+        except TypeError:  # a client's text with half a character in it
+            pass
+    return json.dumps(document, separators=(",", ":"), allow_nan=False, default=np.ndarray.tolist).encode()
+
+
+def numbers(array: Array) -> Any:
+    """The values of `array`, flat, for `dumps`. Raises ValueError for NaN and infinity."""
+    if orjson is None:
+        return array.ravel().tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("not a JSON number")  # orjson would write null
+    return np.ascontiguousarray(array).reshape(-1)

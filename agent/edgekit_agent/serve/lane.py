@@ -1,0 +1,211 @@
+"""Requests of one model that wait, and the engine runs they end up in.
+
+Nothing is delayed to make batches: a run starts as soon as the engine is free and the sockets that are
+ready have been read. What has come by then shares it, up to the size that was measured to pay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic
+
+from edgekit_agent.serve import infer as steps
+from edgekit_agent.serve.infer import A, Codec, Outcome, Prepared, Run
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.model import Model
+
+_HEAVY_BYTES = 64 * 1024
+"""Larger answers are encoded on the model's thread: as JSON they would hold up other connections."""
+TOO_LATE = "the request's timeout passed while it waited"
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[A]):
+    """A request from its arrival to its answer."""
+
+    model: Model
+    codec: Codec[A]
+    respond: Callable[[A], None]
+    received_ns: int
+    deadline_ns: int
+    priority: int
+    prepared: Prepared | None = None
+    waited_ns: int = 0
+    """When it began to wait, and from when it runs how long it had."""
+    taken: bool = False
+    """It runs, or its time was over before."""
+    timer: asyncio.TimerHandle | None = None
+
+
+Finish = Callable[[Job[Any], Outcome[Any]], None]
+
+
+class Lane:
+    """Lives on the event loop, except for `_work`."""
+
+    def __init__(self, model: Model, limits: Limits, finish: Finish) -> None:
+        """`finish` gets each job with its outcome, once, on the loop."""
+        self._model = model
+        self._limits = limits
+        self._finish = finish
+        self._batch = min(model.pace.batch, limits.max_joined)
+        self._ragged = any(-1 in spec.shape[1:] for spec in model.config.inputs)
+        self._loop = asyncio.get_running_loop()
+        self._heap: list[tuple[int, int, Job[Any]]] = []
+        self._numbers = itertools.count()
+        self._samples = 0  # that wait
+        self._runs = 0  # in threads
+        self._taken = 0  # jobs in runs
+        self._scheduled = False
+        self._answering = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are neither running nor answered, those being decoded included."""
+        return self._model.users - self._taken
+
+    def submit(self, job: Job[Any]) -> None:
+        """Run a job, which has `prepared`, as soon as may be."""
+        prepared = _of(job)
+        job.waited_ns = time.perf_counter_ns()
+        heapq.heappush(self._heap, (-prepared.priority, next(self._numbers), job))
+        self._samples += prepared.samples
+        if self._runs < self._model.gate.width:
+            full = self._samples >= self._batch or self.waiting >= self._limits.max_queue
+            if full and not self._answering:
+                self._go()
+            else:
+                self._schedule()
+        if prepared.deadline_ns and not job.taken:
+            left_s = (prepared.deadline_ns - job.waited_ns) / 1e9
+            job.timer = self._loop.call_later(max(0.0, left_s), self._expire, job)
+
+    def _schedule(self) -> None:
+        """Go on after the sockets that are ready now have been read."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._scheduled = False
+        self._go()
+
+    def _go(self) -> None:
+        """Start what can be started."""
+        while self._heap and self._runs < self._model.gate.width:
+            jobs, samples = self._take()
+            if not jobs:
+                return
+            # Short runs are cheaper without a thread, but never two at once.
+            if self._runs == 0 and self._model.pace.estimate_ms(samples) < self._limits.inline_ms:
+                self._answer(jobs, self._run(jobs), None)
+                if self._heap:
+                    self._schedule()
+                return
+            self._runs += 1
+            self._model.gate.submit(partial(self._work, jobs))
+
+    def _take(self) -> tuple[list[Job[Any]], int]:
+        """Jobs for one run and their samples: the first, and what comes after as long as it fits."""
+        jobs: list[Job[Any]] = []
+        samples = 0
+        now = time.perf_counter_ns()
+        while self._heap:
+            job = self._heap[0][2]
+            prepared = _of(job)
+            if jobs and (samples + prepared.samples > self._batch or not self._fits(jobs[0], job)):
+                break
+            heapq.heappop(self._heap)
+            self._samples -= prepared.samples
+            job.taken = True
+            if job.timer is not None:
+                job.timer.cancel()
+            job.waited_ns = now - job.waited_ns
+            if 0 < prepared.deadline_ns < now:
+                self._loop.call_soon(self._refuse, job)  # not here: it may bring the next request along
+                continue
+            jobs.append(job)
+            samples += prepared.samples
+            if samples >= self._batch:
+                break
+        self._taken += len(jobs)
+        return jobs, samples
+
+    def _fits(self, first: Job[Any], other: Job[Any]) -> bool:
+        """Whether their inputs can be joined: same sizes in all dimensions but the first."""
+        if not self._ragged:
+            return True
+        ours, theirs = _of(first).inputs, _of(other).inputs
+        return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+
+    def _expire(self, job: Job[Any]) -> None:
+        if not job.taken:
+            job.taken = True
+            job.waited_ns = time.perf_counter_ns() - job.waited_ns
+            self._samples -= _of(job).samples
+            self._heap = [entry for entry in self._heap if entry[2] is not job]
+            heapq.heapify(self._heap)
+            self._refuse(job)
+
+    def _refuse(self, job: Job[Any]) -> None:
+        self._finish(job, Outcome(job.codec.refuse(504, TOO_LATE), 504))
+
+    def _run(self, jobs: list[Job[Any]]) -> Run:
+        return steps.run(self._model, [_of(job) for job in jobs])
+
+    def _work(self, jobs: list[Job[Any]]) -> None:
+        """On a thread of the model."""
+        run = self._run(jobs)
+        outcomes = self._outcomes(jobs, run) if run.answer_bytes() > _HEAVY_BYTES else None
+        self._loop.call_soon_threadsafe(self._done, jobs, run, outcomes)
+
+    def _done(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]] | None) -> None:
+        self._runs -= 1
+        self._go()  # before answering: the engine should not wait for us
+        self._answer(jobs, run, outcomes)
+
+    def _answer(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]] | None) -> None:
+        self._taken -= len(jobs)
+        found = outcomes or self._outcomes(jobs, run)
+        self._count(jobs, run, found)
+        # An answered connection may have its next request at hand; that one waits for its turn.
+        self._answering = True
+        try:
+            for job, outcome in zip(jobs, found, strict=True):
+                self._finish(job, outcome)
+        finally:
+            self._answering = False
+
+    def _count(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]]) -> None:
+        counters, labels = self._model.counters, self._model.config.labels
+        for samples, ns in run.took:
+            counters.executed(samples, ns)
+        fine = [pair for pair in zip(jobs, outcomes, strict=True) if pair[1].status == 200]
+        count = len(fine)
+        counters.inferences += sum([outcome.samples for _, outcome in fine])
+        counters.queue.add(sum([job.waited_ns for job, _ in fine]), count)
+        counters.compute_input.add(sum([_of(job).input_ns for job, _ in fine]), count)
+        counters.compute_infer.add(sum([outcome.infer_ns for _, outcome in fine]), count)
+        counters.compute_output.add(sum([outcome.output_ns for _, outcome in fine]), count)
+        if labels:
+            for _, outcome in fine:
+                for index in outcome.classes:
+                    counters.classes[labels[index]] = counters.classes.get(labels[index], 0) + 1
+
+    def _outcomes(self, jobs: list[Job[Any]], run: Run) -> list[Outcome[Any]]:
+        shared = len(run.took) == 1
+        return [
+            steps.outcome(self._model, job.codec, _of(job), result, run.took[0 if shared else i][1])
+            for i, (job, result) in enumerate(zip(jobs, run.results, strict=True))
+        ]
+
+
+def _of(job: Job[Any]) -> Prepared:
+    assert job.prepared is not None  # noqa: S101 - `submit` takes prepared jobs only
+    return job.prepared

@@ -1,0 +1,104 @@
+"""Infer requests that differ from an earlier one in their tensors' bytes only, and answers to them.
+
+Clients send the same JSON before the binary tensors again and again; what it says, and what the answer's JSON
+says, is then known. The memory is bounded and keyed by the exact bytes, so that a hit means what parsing
+would have found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgekit.runtimes import Array
+from edgekit_agent.serve import oip
+from edgekit_agent.serve.infer import Prepared, prepare
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.message import BINARY, Response
+from edgekit_agent.serve.model import Model
+
+_KEPT = 64
+_MAX_JSON_BYTES = 2048
+
+
+@dataclass(slots=True)
+class Template:
+    """An infer request without its tensors' bytes."""
+
+    request: oip.InferRequest
+    """Without inputs."""
+    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, bool], ...]
+    """Name, data type, shape and offset in the body of each input, and whether it lies there aligned."""
+    fits: dict[int, int] = field(default_factory=dict)
+    """Samples of such a request by Model.number, where the model takes the tensors as they are."""
+    answers: dict[Any, tuple[bytes, bool]] = field(default_factory=dict)
+    """JSON of an answer, and whether its tensors are large, by everything that they depend on."""
+
+    def prepare(self, model: Model, body: bytes, limits: Limits) -> Prepared:
+        """As infer.prepare does it, with views of `body`. Raises InputError."""
+        arrays = {}
+        for name, dtype, shape, offset, aligned in self.tensors:
+            array: Array = np.ndarray(shape, dtype, body, offset)
+            arrays[name] = array if aligned else array.copy()
+        samples = self.fits.get(model.number)
+        if samples is not None:
+            return Prepared(arrays, samples, note=self)
+        prepared = prepare(model, arrays, limits, self)
+        if len(self.fits) < _KEPT and prepared.inputs is arrays:
+            self.fits[model.number] = prepared.samples
+        return prepared
+
+    def encode(self, model: Model, outputs: dict[str, Array]) -> Response:
+        """As oip.encode does it."""
+        config = model.config
+        key = (model.number, *[array.shape for array in outputs.values()])
+        known = self.answers.get(key)
+        if known is None:
+            names = (model.name, model.version)
+            response = oip.encode(*names, self.request, config.outputs, outputs, config.labels)
+            if self._depends_on_shapes_only() and len(self.answers) < _KEPT:
+                self.answers[key] = response.body[: response.json_size], bool(response.tail)
+            return response
+        text, large = known
+        blobs = [oip.raw(outputs[one.name]) for one in self.request.wanted or config.outputs]
+        if large:
+            return Response(200, text, BINARY, len(text), tail=tuple(map(memoryview, blobs)))
+        return Response(200, b"".join((text, *blobs)), BINARY, len(text))
+
+    def _depends_on_shapes_only(self) -> bool:
+        wanted = self.request.wanted
+        if wanted is None:
+            return self.request.binary_default
+        return all(one.binary and not one.classes for one in wanted)
+
+
+class Templates:
+    """The last few."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, int], Template] = {}
+
+    def find(self, body: bytes, json_size: int) -> Template | None:
+        return self._known.get((body[:json_size], len(body))) if json_size <= _MAX_JSON_BYTES else None
+
+    def learn(self, body: bytes, json_size: int, parsed: oip.InferRequest) -> None:
+        """Keep what `body` was found to say, when its like may come again."""
+        arrays = parsed.inputs
+        binary = sum(array.nbytes for array in arrays.values()) == len(body) - json_size
+        # A BOOL's bytes are checked each time; what is not in the body cannot be found there.
+        if any(one.span is not None for one in parsed.wanted or ()):
+            return  # whose memory that is depends on the client
+        if not binary or json_size > _MAX_JSON_BYTES or any(a.dtype.kind in "bO" for a in arrays.values()):
+            return
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        offset, tensors = json_size, []
+        for name, array in arrays.items():
+            # A bytes object's own bytes begin at a multiple of 16.
+            tensors.append((name, array.dtype, array.shape, offset, offset % array.itemsize == 0))
+            offset += array.nbytes
+        request = dataclasses.replace(parsed, inputs={}, memory=None)
+        self._known[body[:json_size], len(body)] = Template(request, tuple(tensors))

@@ -1,0 +1,241 @@
+"""Which requests share an engine run, in which order they run, and what happens to those that cannot wait."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import numpy as np
+import pytest
+
+from edgekit.bundle.model import TensorSpec
+from edgekit.errors import EngineError
+from edgekit.runtimes import Array
+from edgekit_agent.serve.core import Core, Prepared, prepare
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.model import Gate, Model
+from edgekit_agent.serve.pace import Pace
+from tests.support.serving import linear
+
+THREADED = Limits(inline_ms=0)
+
+
+class Doubling:
+    """y = 2 x; notes what it runs, waits while `open` is not set, and fails for 13."""
+
+    thread_safe = True
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.runs: list[list[float]] = []
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with self._lock:
+            self.runs.append(inputs["x"].reshape(len(inputs["x"]), -1)[:, 0].tolist())
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self.open.wait(20)
+        with self._lock:
+            self._now -= 1
+        if (inputs["x"] == 13).any():
+            raise EngineError("thirteen")
+        return {"y": inputs["x"] * 2}
+
+    def coverage(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class Rows:
+    """A protocol without bytes: an array in, the answer's first column or (status, text) out."""
+
+    def __init__(self, value: float, *, rows: int = 1, width: int = 4, priority: int = 0) -> None:
+        self.array = np.full((rows, width), value, np.float32)
+        self.priority = priority
+
+    def decode(self, model: Model, limits: Limits) -> Prepared:
+        prepared = prepare(model, {"x": self.array}, limits)
+        prepared.priority = self.priority
+        return prepared
+
+    def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> object:
+        assert outputs["y"].shape == self.array.shape
+        return outputs["y"][:, 0].tolist()
+
+    def refuse(self, status: int, text: str) -> object:
+        return status
+
+
+class Bench:
+    """A core that serves a Doubling."""
+
+    def __init__(self, limits: Limits, pace: Pace, *, width: int = 1, ragged: bool = False) -> None:
+        self.core, self.session = Core(limits), Doubling()
+        config = linear().load.config
+        if ragged:
+            spec = TensorSpec("x", "FP32", (-1, -1))
+            config = dataclasses.replace(config, inputs=(spec,), labels=())
+        counters = self.core.ledger.open("kws", "1")
+        self.core.swap(Model("kws", "1", config, self.session, pace, Gate(width), counters))
+
+    def ask(self, codec: Rows, *, deadline_ns: int = 0, priority: int = 0) -> asyncio.Future[object]:
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.core.infer(
+            "kws", "", codec, answer.set_result,
+            received_ns=time.perf_counter_ns(), deadline_ns=deadline_ns, priority=priority,
+        )  # fmt: skip
+        return answer
+
+    async def busy(self) -> asyncio.Future[object]:
+        """Occupy the engine until `session.open` is set."""
+        self.session.open.clear()
+        before = len(self.session.runs)
+        first = self.ask(Rows(99))
+        while len(self.session.runs) == before:
+            await asyncio.sleep(0.001)
+        return first
+
+
+def run(test: Callable[[Bench], Awaitable[None]], limits: Limits, pace: Pace, **options: int) -> None:
+    async def main() -> None:
+        bench = Bench(limits, pace, **options)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(test(bench), 60)
+        finally:
+            bench.session.open.set()
+            bench.core.swap(None)
+            await bench.core.retired()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("limits", [Limits(), THREADED])
+def test_what_came_together_runs_together_and_everybody_gets_his_own(limits: Limits) -> None:
+    async def test(bench: Bench) -> None:
+        answers = [bench.ask(Rows(value, rows=rows)) for value, rows in ((1, 1), (2, 2), (3, 1), (4, 3))]
+        assert [await answer for answer in answers] == [[2.0], [4.0, 4.0], [6.0], [8.0, 8.0, 8.0]]
+        assert bench.session.runs == [[1, 2, 2, 3], [4, 4, 4]]
+        counters = bench.core.current().counters
+        assert {size: timing.count for size, timing in counters.runs.items()} == {4: 1, 3: 1}
+        assert (counters.requests, counters.inferences, bench.core.in_flight) == (4, 7, 0)
+
+    run(test, limits, Pace(0.001, 4, 0.002))
+
+
+def test_a_lone_request_does_not_wait_for_company() -> None:
+    async def test(bench: Bench) -> None:
+        assert await bench.ask(Rows(1)) == [2.0]
+        assert await bench.ask(Rows(2, rows=9)) == [4.0] * 9  # more than a batch: alone
+        assert bench.session.runs == [[1], [2] * 9]
+
+    run(test, Limits(), Pace(0.001, 4, 0.002))
+
+
+def test_without_a_gain_nothing_is_joined() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.busy()
+        answers = [bench.ask(Rows(value)) for value in (1, 2, 3)]
+        bench.session.open.set()
+        assert [await answer for answer in (first, *answers)] == [[198.0], [2.0], [4.0], [6.0]]
+        assert bench.session.runs == [[99], [1], [2], [3]] and bench.session.most == 1
+
+    run(test, THREADED, Pace(0.001))
+
+
+def test_urgent_requests_run_first() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.busy()
+        waiting = [bench.ask(Rows(1)), bench.ask(Rows(2, priority=-1)), bench.ask(Rows(3, priority=2))]
+        waiting.append(bench.ask(Rows(4), priority=3))
+        waiting.append(bench.ask(Rows(5)))
+        bench.session.open.set()
+        await asyncio.gather(first, *waiting)
+        assert bench.session.runs == [[99], [4], [3], [1], [5], [2]]
+
+    run(test, THREADED, Pace(0.001))
+
+
+def test_a_timeout_is_answered_while_the_engine_is_busy_and_the_request_never_runs() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.busy()
+        begin = time.monotonic()
+        soon = time.perf_counter_ns() + 50_000_000
+        late = [bench.ask(Rows(1), deadline_ns=soon), bench.ask(Rows(2), deadline_ns=soon * 2)]
+        assert await late[0] == 504 and time.monotonic() - begin < 10
+        bench.session.open.set()
+        assert await first == [198.0] and await late[1] == [4.0]
+        assert bench.session.runs == [[99], [2]]
+        counters = bench.core.current().counters
+        assert (counters.errors, counters.requests, bench.core.in_flight) == (1, 3, 0)
+
+    run(test, THREADED, Pace(0.001))
+
+
+@pytest.mark.parametrize("limits", [Limits(), THREADED])
+def test_one_that_fails_does_not_take_the_others_along(limits: Limits) -> None:
+    async def test(bench: Bench) -> None:
+        answers = [bench.ask(Rows(value)) for value in (1, 13, 3)]
+        assert [await answer for answer in answers] == [[2.0], 500, [6.0]]
+        assert bench.session.runs == [[1, 13, 3], [1], [13], [3]]
+
+    run(test, limits, Pace(0.001, 8, 0.002))
+
+
+def test_only_equal_shapes_are_joined() -> None:
+    async def test(bench: Bench) -> None:
+        answers = [bench.ask(Rows(value, width=width)) for value, width in ((1, 2), (2, 2), (3, 5), (4, 5))]
+        assert [await answer for answer in answers] == [[2.0], [4.0], [6.0], [8.0]]
+        assert bench.session.runs == [[1, 2], [3, 4]]
+
+    run(test, Limits(), Pace(0.001, 8, 0.002), ragged=True)
+
+
+def test_no_more_runs_at_once_than_allowed() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.busy()
+        answers = [bench.ask(Rows(value)) for value in range(6)]
+        while bench.session.most < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        bench.session.open.set()
+        await asyncio.gather(first, *answers)
+        assert bench.session.most == 2
+
+    run(test, THREADED, Pace(0.001), width=2)
+
+
+def test_a_full_queue_is_refused_and_a_full_batch_is_not() -> None:
+    async def test(bench: Bench) -> None:
+        # 40 requests in one turn of the loop: ten full batches on the loop itself, no queue to speak of.
+        assert await asyncio.gather(*(bench.ask(Rows(1)) for _ in range(40))) == [[2.0]] * 40
+        bench.core.limits = bench.core.current().lane._limits = dataclasses.replace(THREADED, max_queue=3)
+        first = await bench.busy()
+        waiting = [bench.ask(Rows(value)) for value in range(3)]
+        assert await bench.ask(Rows(4)) == 503
+        bench.session.open.set()
+        assert await asyncio.gather(first, *waiting) == [[198.0], [0.0], [2.0], [4.0]]
+
+    run(test, Limits(max_queue=3), Pace(0.001, 4, 0.002))
+
+
+def test_a_protocol_that_fails_to_answer_costs_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(bench: Bench) -> None:
+        def broken(_: object) -> None:
+            raise RuntimeError("our bug")
+
+        now = time.perf_counter_ns()
+        bench.core.infer("kws", "", Rows(1), broken, received_ns=now)
+        assert await bench.ask(Rows(2)) == [4.0]
+        assert bench.core.in_flight == 0 and bench.core.current().users == 0
+
+    run(test, Limits(), Pace(0.001, 8, 0.002))
+    assert "our bug" in caplog.text
