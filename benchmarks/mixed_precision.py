@@ -2,8 +2,8 @@
 
     python -m benchmarks.mixed_precision [--output benchmarks/results/mixed_precision.json]
 
-Each engine is asked for a little more than its int8 recipes reach. A build fails where nothing passes, the
-speed gate included, so that what ships here is not slower than fp32 either.
+Each engine is asked for a little more than its int8 recipes reach. Nothing is refused, so that the table has
+figures on every machine; its last column is what the gates, speed included, say of each candidate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WANTED = {"openvino": 0.97, "onnxruntime": 0.96}
 
 
 def run(engine: str, rows: Path) -> pipeline.Report:
-    """One engine's build of int8. Raises GateError when nothing passes."""
+    """One engine's build of int8."""
     plain = profile.get(board())
     budget = dataclasses.replace(plain.budget, accuracy_ratio=WANTED[engine])
     strict = dataclasses.replace(plain, budget=budget)
@@ -46,6 +46,7 @@ def run(engine: str, rows: Path) -> pipeline.Report:
         precisions=("int8",),
         engines=(engine,),
         robustness=False,
+        gate=False,
     )
     return pipeline.build(request, Cache(None), Lines(sys.stderr))
 
@@ -63,7 +64,7 @@ def line(engine: str, outcome: Outcome) -> list[str]:
         f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]",
         f"{seen.speedup:.2f}",
         f"{seen.size_bytes / 1000:.0f}",
-        "ships" if outcome.kept else "",
+        outcome.problem or ("ships" if outcome.kept else "passes"),
     ]
 
 
@@ -82,7 +83,7 @@ def main() -> int:
         "FastestDet: agreement with fp32's boxes on 125 crops, calibrated on 80 others of the same photos; "
         f"asked for: {wanted}. x fp32: medians of runs in turn on the same engine, one thread. {here.cpu}."
     )
-    columns = ["engine", "int8", "layers in fp32", "F1 [95 %]", "x fp32", "kB", ""]
+    columns = ["engine", "int8", "layers in fp32", "F1 [95 %]", "x fp32", "kB", "gates"]
     answer = {
         "table": {"columns": columns, "rows": rows, "note": note},
     }
