@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
-        self._peer.open = False
+        self._peer.close()
         self._deaf = True
         self._waiting.clear()
         self._server.closed(self)

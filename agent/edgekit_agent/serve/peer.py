@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 UNKNOWN = -1
@@ -20,7 +20,7 @@ Address = tuple[str, int]
 class Peer:
     """Of one connection, for as long as it is open. Made on the event loop, asked on any thread."""
 
-    __slots__ = ("_ours", "_theirs", "_uid", "local", "open")
+    __slots__ = ("_ours", "_theirs", "_uid", "at_close", "local", "open")
 
     def __init__(
         self, *, local: bool, uid: int | None, theirs: Address = ("", 0), ours: Address = ("", 0)
@@ -29,9 +29,17 @@ class Peer:
         self.local = local
         """Connected over a Unix socket or the loopback interface."""
         self.open = True
-        """False once the connection is closed, set by the event loop: its address may be another's then."""
+        """False once the connection is closed: its address may be another's then."""
+        self.at_close: set[Callable[[Peer], None]] = set()
+        """Called by `close`."""
         self._uid = uid
         self._theirs, self._ours = theirs, ours
+
+    def close(self) -> None:
+        """The connection is closed. On the event loop."""
+        self.open = False
+        while self.at_close:
+            self.at_close.pop()(self)
 
     def uid(self) -> int:
         """The user at the other end; UNKNOWN when not local or not to be found. Asks the kernel once."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class _Object:
         except PermissionError:
             self.fd, self.writable = os.open(path, os.O_RDONLY | flags), False
 
+    def about(self) -> os.stat_result:
+        return os.fstat(self.fd)
+
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -51,6 +55,8 @@ class Region:
     offset: int
     size: int
     object: _Object
+    peer: Peer
+    """Whose connection registered it."""
 
     def document(self) -> dict[str, str | int]:
         """As Triton's status shows it."""
@@ -81,10 +87,12 @@ class Regions:
         if (uid, name) in self._regions:
             raise InputError(f"shared memory region '{name[:_SHORT]}' already in manager")
         if self._full(uid):
-            self._forget_unlinked()
+            self._forget(lambda region: not region.peer.open or region.object.about().st_size == 0)
             if self._full(uid):
                 raise InputError("too many shared memory regions", "unregister some")
-        self._regions[uid, name] = Region(name, key, offset, size, self._open(uid, key, offset, size))
+        opened = self._open(uid, key, offset, size)
+        self._regions[uid, name] = Region(name, key, offset, size, opened, peer)
+        peer.at_close.add(self._left)
 
     def unregister(self, peer: Peer, name: str = "") -> None:
         """Forget a region, or all of this user; what does not exist is no error. Raises InputError."""
@@ -122,7 +130,7 @@ class Regions:
         if not region.object.writable:
             raise InputError(f"shared memory region '{name[:_SHORT]}' may only be read by the agent")
         # Not beyond the object's end: pwrite would make it longer.
-        if os.fstat(region.object.fd).st_size < region.offset + offset + len(data):
+        if region.object.about().st_size < region.offset + offset + len(data):
             raise InputError(f"shared memory region '{name[:_SHORT]}' has become shorter")
         if os.pwrite(region.object.fd, data, region.offset + offset) != len(data):
             raise InputError(f"shared memory region '{name[:_SHORT]}': the system has no memory for it")
@@ -152,7 +160,7 @@ class Regions:
             opened = _Object(self._folder / plain)
         except (OSError, ValueError):
             raise InputError(f"Unable to open shared memory region: '{key[:_SHORT]}'") from None
-        about = os.fstat(opened.fd)
+        about = opened.about()
         if not stat.S_ISREG(about.st_mode) or uid not in (about.st_uid, 0):
             # As if it did not exist: what other users have is not told.
             raise InputError(f"Unable to open shared memory region: '{key[:_SHORT]}'")
@@ -163,10 +171,14 @@ class Regions:
     def _full(self, uid: int) -> bool:
         return len(self._regions) >= MAX_REGIONS or sum(of == uid for of, _ in self._regions) >= MAX_PER_USER
 
-    def _forget_unlinked(self) -> None:
-        """Drop regions that nobody new can open: most of their clients died without a word."""
+    def _left(self, peer: Peer) -> None:
+        """Its client may have died, and an object without a name would be kept in memory by us alone."""
+        self._forget(lambda region: region.peer is peer)
+
+    def _forget(self, which: Callable[[Region], bool]) -> None:
+        """Drop regions whose objects were unlinked."""
         for key, region in list(self._regions.items()):
-            if os.fstat(region.object.fd).st_nlink == 0:
+            if region.object.about().st_nlink == 0 and which(region):
                 del self._regions[key]
 
 

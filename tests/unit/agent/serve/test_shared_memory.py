@@ -144,10 +144,26 @@ def test_a_client_that_shortens_its_object_hurts_nobody(memory: posix.SharedMemo
     os.truncate(shared_memory.FOLDER / memory.name, 4096)  # the fixture maps it
 
 
+def test_what_a_client_leaves_behind_goes_with_its_connection(memory: posix.SharedMemory) -> None:
+    regions = Regions()
+    gone = posix.SharedMemory(create=True, size=16)
+    client, other = (Peer(local=True, uid=os.getuid()) for _ in range(2))
+    regions.register(client, "gone", gone.name, 0, 16)
+    regions.register(client, "kept", memory.name, 0, 16)
+    gone.close()
+    gone.unlink()
+    other.close()
+    assert regions.read(ME, "gone", 0, 1) == b"\0"
+    client.close()
+    assert [region["name"] for region in regions.status(ME)] == ["kept"]
+
+
 def test_the_number_of_regions_is_bounded_and_dead_ones_make_room(memory: posix.SharedMemory) -> None:
     regions = Regions()
     dying = posix.SharedMemory(create=True, size=16)
-    regions.register(ME, "dying", dying.name, 0, 16)
+    dead = Peer(local=True, uid=os.getuid())
+    regions.register(dead, "dying", dying.name, 0, 16)
+    dead.close()
     for number in range(shared_memory.MAX_PER_USER - 1):
         regions.register(ME, str(number), memory.name, 0, 8)
     with pytest.raises(InputError, match="too many"):
