@@ -63,17 +63,19 @@ def start(
     protocols: Sequence[str] = (ALL,),
     restarts: int = 0,
     wait_for_load: bool = False,
+    parser: str = "",
 ) -> Serving:
     """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
 
     With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
-    get 503 until then. `protocols`: names as in the configuration. `restarts` is shown as
-    edgekit_serving_restarts_total. Raises SystemFault.
+    get 503 until then. `protocols`: names as in the configuration. `parser`: one of server.PARSERS, empty for
+    the best. `restarts` is shown as edgekit_serving_restarts_total. Raises SystemFault.
     """
     arguments = ["--limits", limits.to_argument(), "--restarts", str(restarts)]
     for name in protocols:
         arguments += ["--protocol", name]
     arguments += ["--wait-for-load"] if wait_for_load else []
+    arguments += ["--parser", parser] if parser else []
     for listener in listeners:
         arguments += ["--listen-fd", str(listener.fileno())]
     ours, theirs = socket.socketpair()

@@ -41,7 +41,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
 from edgekit_agent.serve.router import Router
-from edgekit_agent.serve.server import Server
+from edgekit_agent.serve.server import PARSERS, Server
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--restarts", type=int, default=0)
     parser.add_argument("--wait-for-load", action="store_true")
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="")
-    parser.add_argument("--parser", choices=("httptools", "h11"), default="")
+    parser.add_argument("--parser", choices=PARSERS, default="")
     options = parser.parse_args(arguments)
     process.harden(options.parent)
     logging.basicConfig(level=logging.WARNING, format="edgekit-serving: %(levelname)s %(message)s")

@@ -180,6 +180,7 @@ def stand(
     *,
     protocols: Sequence[str] = (ALL,),
     wait_for_load: bool = False,
+    parser: str = "",
 ) -> Iterator[Stand]:
     """A serving process on a free TCP port and a Unix socket in `folder`; killed at the end."""
     path = folder / "serve.sock"
@@ -187,7 +188,7 @@ def stand(
         unix.bind(str(path))
         unix.listen(256)
         serving = launch.start(
-            [tcp, unix], limits or Limits(), protocols=protocols, wait_for_load=wait_for_load
+            [tcp, unix], limits or Limits(), protocols=protocols, wait_for_load=wait_for_load, parser=parser
         )
         made = Stand(tcp, unix, path, serving)
         try:

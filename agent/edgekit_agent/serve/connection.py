@@ -7,6 +7,7 @@ outstanding or the client does not read, the connection stops reading.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,12 @@ _PAUSE_AT = 8
 _MAX_HEADERS = 100
 _SPLIT_BYTES = 64 * 1024
 _LINGER_S = 2.0
+_SINGLE = frozenset({
+    b"content-length", b"transfer-encoding", b"host", b"authorization", b"content-encoding", b"content-type",
+    b"inference-header-content-length", b"expect",
+})  # fmt: skip
+"""Header fields that come once: of two the next program on the way might believe the other."""
+_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]{0,255}")
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
 
@@ -54,6 +61,8 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
+        self._repeated = b""
+        self._received = 0  # bytes of this request, as far as they came after those it began in
         self._header_bytes = 0
         self._head_done = False
         self._body: list[bytes] = []
@@ -136,6 +145,7 @@ class Connection(asyncio.Protocol):
         self._completed, self._last = 0, None
         if not self._head_done:
             self._header_bytes += len(data)  # counted again, exactly, when the header is complete
+        self._received += len(data)
         try:
             self._parser.feed(data)
         except BadRequest as exc:
@@ -143,6 +153,8 @@ class Connection(asyncio.Protocol):
             return
         if not self._head_done and self._header_bytes > self._server.limits.max_header_bytes:
             self._fail(431, "the request's header is too large")
+        if self._received - self._body_bytes > self._server.limits.max_header_bytes + self._body_bytes:
+            self._fail(400, "bad request: more bytes around the body than in it")
         if between:
             self._remember(data)
         self._pump()
@@ -164,8 +176,13 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_done:
+            return  # a trailer: it must not change what the header said
+        name = name.lower()
+        if name in self._headers and name in _SINGLE:
+            self._repeated = name
         if len(self._headers) < _MAX_HEADERS:
-            self._headers[name.lower()] = value
+            self._headers[name] = value.strip(b" \t")  # llhttp leaves what follows
         elif not self._deaf:
             self._fail(431, f"more than {_MAX_HEADERS} header fields")
 
@@ -183,6 +200,14 @@ class Connection(asyncio.Protocol):
         expect = headers.get(b"expect")
         if self._parser.version() not in ("1.0", "1.1"):
             self._fail(505, "speak HTTP/1.1")
+        elif self._repeated:
+            self._fail(400, f"bad request: two header fields {self._repeated.decode()}")
+        elif b"host" not in headers and self._parser.version() == "1.1":
+            self._fail(400, "bad request: no Host")
+        elif not _HOST.fullmatch(headers.get(b"host", b"")):
+            self._fail(400, "bad request: not a Host")
+        elif coding is not None and self._parser.version() == "1.0":
+            self._fail(400, "bad request: HTTP/1.0 has no Transfer-Encoding")
         elif size > limits.max_header_bytes:
             self._fail(431, "the request's header is too large")
         elif self._parser.method() == b"CONNECT":

@@ -13,7 +13,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request
 from edgekit_agent.serve.sink import RequestParser
 
-PARSERS = ("httptools", "h11")
+PARSERS = ("httptools", "python")
 _BACKLOG = 256
 _TICK_S = 0.5
 
@@ -24,14 +24,14 @@ def parser_factory(name: str, limits: Limits) -> Callable[[Connection], RequestP
         from edgekit_agent.serve import parser_httptools
 
         return parser_httptools.Parser
-    from edgekit_agent.serve import parser_h11
+    from edgekit_agent.serve import parser_python
 
-    return lambda sink: parser_h11.Parser(sink, limits.max_header_bytes)
+    return lambda sink: parser_python.Parser(sink, limits.max_header_bytes)
 
 
 def best_parser() -> str:
-    """httptools where it is installed: a fifth of h11's time per request."""
-    return "httptools" if importlib.util.find_spec("httptools") else "h11"
+    """httptools where it is installed, else the one without dependencies."""
+    return "httptools" if importlib.util.find_spec("httptools") else "python"
 
 
 class Server:

@@ -29,6 +29,7 @@ LIMITS = Limits(
 BODY = json.dumps(
     {"id": "7", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 ).encode()
+STACKS = (("httptools", "uvloop"), ("httptools", "asyncio"), ("python", "asyncio"))
 Test = Callable[["Wire"], Awaitable[None]]
 
 
@@ -91,7 +92,7 @@ async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[S
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture(params=[("httptools", "uvloop"), ("httptools", "asyncio"), ("h11", "asyncio")], ids="-".join)
+@pytest.fixture(params=STACKS, ids="-".join)
 def with_wire(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Run a coroutine function with one open connection."""
     parser, loop = request.param
