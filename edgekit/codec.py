@@ -85,6 +85,11 @@ def from_plain(
         # Lists become tuples here: dacite's own cast would also make a tuple of the letters of a string.
         return dacite.from_dict(cls, _tuples(plain), dacite.Config(strict=strict, cast=[Enum]))
     except dacite.WrongTypeError as exc:
+        if isinstance(exc.value, dict) and isinstance(exc.value.get("kind"), str):  # one of several classes
+            kind = exc.value["kind"]
+            raise error(
+                f"{what}: {exc.field_path}: no {kind[:40]!r} with such fields", "update edgekit"
+            ) from None
         wanted = str(exc.field_type) if get_args(exc.field_type) else getattr(exc.field_type, "__name__", "?")
         wanted = wanted.replace("typing.", "")
         # Of a string where a tuple is wanted dacite hands us a generator's name instead of the value.

@@ -118,6 +118,7 @@ class Worker:
                     proven.pace,
                     Gate(width),
                     counters,
+                    proven.processor,
                 )
             )
             return engine.success(message, proven)

@@ -21,8 +21,9 @@ from edgekit.build import bench as benching
 from edgekit.build import compare as comparing
 from edgekit.build import compress as compressing
 from edgekit.build import convert as converting
-from edgekit.build import data, folder, gates, pipeline, report, reporting
+from edgekit.build import data, folder, gates, report, reporting
 from edgekit.build import optimize as optimizing
+from edgekit.build import pipeline as building
 from edgekit.build import rebuild as rebuilding
 from edgekit.build.bench import Subject, Timed
 from edgekit.build.cache import Cache, default_folder
@@ -80,6 +81,7 @@ def build(
     baseline: Paths | None = None,
     metric: str = "accuracy",
     decode: str = "",
+    pipeline: Paths | None = None,
     precisions: Sequence[str] = (),
     engines: Sequence[str] = (),
     objective: str = "latency",
@@ -121,6 +123,7 @@ def build(
         label_names=tuple(label_names),
         metric=metric,
         decode=decode,
+        pipeline=Path(pipeline) if pipeline else None,
         precisions=tuple(precisions),
         engines=tuple(engines),
         objective=objective,
@@ -138,7 +141,7 @@ def build(
         gate=gate,
         jobs=jobs or os.cpu_count() or 1,
     )
-    made = pipeline.build(request, _cache(cache), progress)
+    made = building.build(request, _cache(cache), progress)
     plain = report.plain(made)
     if output is None:
         return Built(plain, made.variants, None, "")

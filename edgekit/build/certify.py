@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekit import backends
 from edgekit import profile as profiles
 from edgekit.backends import Recipe, SourceModel, versions
-from edgekit.build import forecast, metrics
+from edgekit.build import forecast, metrics, processing
 from edgekit.build.choose import Outcome
 from edgekit.build.data import Data
 from edgekit.build.forecast import Graph
@@ -20,6 +20,7 @@ from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
 from edgekit.build.metrics import Answers, Metric, Score
 from edgekit.build.plan import Candidate
+from edgekit.build.processing import Processing
 from edgekit.bundle.model import (
     Certificate,
     ClassScore,
@@ -53,6 +54,8 @@ class Context:
     drift: tuple[Drift, ...] = ()
     baseline: SourceModel | None = None
     """What accuracy and speed are held against, where it is not `model` itself."""
+    processing: Processing | None = None
+    """What the agent does before and after the engine."""
 
     def scores(self, measurement: Measurement) -> tuple[Score, Score]:
         """Of the candidate, and of fp32. Raises DataError when outputs and labels do not fit the metric."""
@@ -128,7 +131,7 @@ def variant(
         config=_config(outcome.candidate, measurement, context, graph),
         certificate=_certificate(outcome, measurement, seen, context, robustness, gate_skipped=gate_skipped),
         golden=measurement.measured.golden,
-        files=dict(measurement.files),
+        files={**measurement.files, **(context.processing.files if context.processing else {})},
         golden_files=dict(measurement.golden_files),
         recipe_options=dict(outcome.candidate.recipe.options),
         tools=tools(outcome.candidate.recipe),
@@ -143,7 +146,7 @@ def tools(recipe: Recipe) -> dict[str, str]:
 
 def _config(candidate: Candidate, measurement: Measurement, context: Context, graph: Graph) -> VariantConfig:
     hardware, recipe, target = candidate.profile.hardware, candidate.recipe, candidate.target
-    return VariantConfig(
+    made = VariantConfig(
         variant=candidate.name,
         profile=candidate.profile.name,
         engine=EngineRange(recipe.engine, target.minimum, target.below),
@@ -158,6 +161,7 @@ def _config(candidate: Candidate, measurement: Measurement, context: Context, gr
         isa=hardware.isa,
         memory_forecast_mib=forecast.memory_mib(recipe.engine, measurement.files, graph.arena_bytes),
     )
+    return processing.attach(made, context.processing) if context.processing else made
 
 
 def _certificate(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit import codec, host
+from edgekit.backends import SourceModel
 from edgekit.build import baseline as baselines
 from edgekit.build import (
     certify,
@@ -23,6 +24,7 @@ from edgekit.build import (
     metrics,
     mixed,
     plan,
+    processing,
     robustness,
     search,
     sources,
@@ -38,12 +40,13 @@ from edgekit.build.gates import Figures
 from edgekit.build.measurement import Measurement
 from edgekit.build.metrics import Metric
 from edgekit.build.plan import Candidate, Family
+from edgekit.build.processing import Processing
 from edgekit.build.progress import Progress, Silent
 from edgekit.build.request import Request, objective
 from edgekit.build.search import Search
 from edgekit.build.sensitivity import LayerError
 from edgekit.build.workshop import Workshop
-from edgekit.bundle.model import GateResult, Variant
+from edgekit.bundle.model import EngineRange, GateResult, Preprocessing, Variant, VariantConfig
 from edgekit.errors import DataError, EngineError, GateError
 
 
@@ -222,8 +225,35 @@ def prepare(request: Request, cache: Cache, progress: Progress | None = None) ->
         request.decode,
         drift,
         reference,
+        _processing(request, model, steps, names),
     )
     return context, calibration
+
+
+def _processing(
+    request: Request, model: SourceModel, preprocessing: Preprocessing, labels: Sequence[str]
+) -> Processing | None:
+    """The pipeline, tried on a made-up request before minutes are spent. Raises ConfigError."""
+    if request.pipeline is None:
+        return None
+    found = processing.load(request.pipeline)
+    draft = VariantConfig(
+        variant="draft",
+        profile="draft",
+        engine=EngineRange("draft"),
+        precision="fp32",
+        options={},
+        files=(),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        labels=tuple(labels),
+        preprocessing=preprocessing,
+        architecture="any",
+        isa=(),
+        memory_forecast_mib=0.0,
+    )
+    processing.rehearse(processing.attach(draft, found), found)
+    return found
 
 
 def _judge(

@@ -211,6 +211,7 @@ def reproduce(outcome: Outcome, request: Request) -> str:
     words += ["--labels", request.naming.labels] if request.naming.labels != "labels" else []
     words += ["--metric", request.metric] if request.metric != "accuracy" else []
     words += ["--decode", request.decode] if request.decode else []
+    words += ["--pipeline", str(request.pipeline)] if request.pipeline else []
     words += ["--objective", request.objective] if request.objective != "latency" else []
     for limit in request.constraints:
         words += ["--max" if limit.is_maximum else "--min", f"{limit.figure}={limit.limit:g}"]

@@ -49,6 +49,8 @@ class Request:
     """Classes in the model's order; empty: names in the data are sorted."""
     metric: str = "accuracy"
     """A name of `metrics.names()`, or "FILE.py:FUNCTION"."""
+    pipeline: Path | None = None
+    """A TOML file: what the agent does before and after the engine."""
     decode: str = ""
     """"FILE.py:FUNCTION" from outputs to what the metric reads, e.g. boxes."""
     precisions: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgekit import codec
-from edgekit.bundle import names, oci
+from edgekit.bundle import names, oci, step_rules
 from edgekit.bundle.documents import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,
@@ -259,6 +259,7 @@ class _Reader:
         if not config.inputs or not config.outputs:
             raise FormatError(f"{what}: a model without inputs or outputs")
         names.check_files(tuple(blob.name for blob in model), config.files)
+        step_rules.check(config)
         if (
             golden.samples < 1
             or golden.max_abs_difference < 0

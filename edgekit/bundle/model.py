@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgekit.bundle.steps import Pipeline
 from edgekit.codec import LATER
 
 BUNDLE_VERSION = 1
@@ -87,6 +88,13 @@ class VariantConfig:
     isa: tuple[str, ...]
     """CPU features without which this variant must not run."""
     memory_forecast_mib: float
+    pipeline: Pipeline | None = field(default=None, metadata=LATER)
+    """From what a client has (a picture, a recording, a text) to an answer; None: tensors only."""
+
+    @property
+    def engine_files(self) -> tuple[str, ...]:
+        """`files` without those that only the pipeline reads."""
+        return tuple(name for name in self.files if self.pipeline is None or name not in self.pipeline.files)
 
 
 @dataclass(frozen=True)

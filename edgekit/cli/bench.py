@@ -151,9 +151,8 @@ def _variants(args: argparse.Namespace) -> Iterator[tuple[Subject, Rows]]:
         key = opened.content_key(SealingKey.load(args.key) if args.key else KeyRing.at().sealing_key())
     for entry in entries:
         config = entry.config
-        subject = Subject(
-            config.variant, config.engine.name, config.options, opened.read(entry, key), config.inputs
-        )
+        files = {name: data for name, data in opened.read(entry, key).items() if name in config.engine_files}
+        subject = Subject(config.variant, config.engine.name, config.options, files, config.inputs)
         if args.data:
             yield subject, _rows(args, subject, config.preprocessing)
         else:

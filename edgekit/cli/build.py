@@ -85,6 +85,13 @@ def register(subparsers: Any) -> None:
         metavar="FILE.py:FUNCTION",
         help="turns outputs into what the metric reads, e.g. boxes; runs in a process of its own",
     )
+    what.add_argument(
+        "--pipeline",
+        type=Path,
+        metavar="FILE.toml",
+        help="steps before and after the engine, for clients that send a picture, a recording or a text "
+        "(docs/pipelines.md)",
+    )
     how = parser.add_argument_group("search")
     how.add_argument(
         "--precision",
@@ -260,6 +267,7 @@ def _request(args: argparse.Namespace) -> Request:
         label_names=_label_names(args.label_names),
         metric=args.metric,
         decode=args.decode,
+        pipeline=args.pipeline,
         precisions=tuple(args.precision),
         engines=tuple(args.engine),
         recipe=_recipe(args.recipe) if args.recipe else None,

@@ -50,6 +50,8 @@ def metadata(name: str, version: str, config: VariantConfig) -> dict[str, Any]:
             how = {"layout": picture.layout, "color": picture.color, "resize": picture.resize}
             entry.setdefault("parameters", {}).update(how)
         inputs.append(entry)
+    if config.pipeline:  # what may be sent in place of tensors
+        inputs[0].setdefault("parameters", {})["content_types"] = list(config.pipeline.content_types)
     return {
         "name": name,
         "versions": [version],

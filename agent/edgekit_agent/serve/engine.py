@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError, EngineError
 from edgekit.runtimes import Session
 from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._golden import GoldenReport, check
+from edgekit.runtimes._pipeline import Processor, engine_files
 from edgekit_agent import memfd, process
 from edgekit_agent.messages import Load, Loaded, Measured
 from edgekit_agent.serve.pace import Pace, measure
@@ -32,6 +33,8 @@ class Proven:
     pace: Pace
     load_ms: float
     measured: Measured | None
+    processor: Processor | None = None
+    """The variant's pipeline, where it has one."""
 
 
 def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
@@ -49,8 +52,10 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
     measured = None
     try:
         runtime = runtimes.get(request.config.engine.name)
-        session = runtime.load(files, request.config.options)
+        session = runtime.load(engine_files(request.config, files), request.config.options)
         report = check(session, request.golden, golden)
+        steps = request.config.pipeline
+        processor = Processor(request.config, steps, files) if steps else None
         run_ms = _percentiles(_times_ms(session, request.golden, golden, _TIMED_RUNS, _TIMED_S))[0]
         pace = measure(session, request.config, request.golden, golden, run_ms, most)
         load_ms = (time.perf_counter() - begin) * 1e3
@@ -64,7 +69,7 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         if isinstance(exc, EdgekitError):
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
-    return Proven(session, report, pace, load_ms, measured)
+    return Proven(session, report, pace, load_ms, measured, processor)
 
 
 def success(request: Load, proven: Proven) -> Loaded:

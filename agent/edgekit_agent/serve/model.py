@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle.model import VariantConfig
 from edgekit.runtimes import Session
+from edgekit.runtimes._pipeline import Processor
 from edgekit_agent.metrics import Counters
 from edgekit_agent.serve.pace import Pace
 
@@ -69,6 +70,8 @@ class Model:
     counters: Counters
     lane: Lane = field(init=False, repr=False)
     """Where its requests wait; given by the core that serves it."""
+    processor: Processor | None = None
+    """The variant's pipeline, where it has one: for clients that send files."""
     users: int = 0
     """Requests that have begun with this release and are not answered."""
     number: int = field(default_factory=itertools.count(1).__next__)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
-from edgekit_agent.serve import documents, oip, values
+from edgekit_agent.serve import documents, oip, raw, values
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
@@ -48,7 +48,14 @@ class Protocol:
         return True
 
     def _infer(self, name: str, version: str, request: Request, respond: Respond) -> None:
-        if http.allowed(b"POST", request, respond):
+        if not http.allowed(b"POST", request, respond):
+            return
+        if raw.is_raw(request, self._core.model):
+            self._core.infer(
+                name, version, raw.Codec(request), respond,
+                received_ns=request.received_ns, heavy=raw.heavy(request),
+            )  # fmt: skip
+        else:
             self._core.infer(
                 name, version, Codec(request, self._core.regions, self._templates), respond,
                 received_ns=request.received_ns, heavy=heavy(request),

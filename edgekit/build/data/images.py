@@ -1,18 +1,12 @@
-"""From pictures to pixels: decode, resize, order channels. Scaling is left to the bundle's `Affine`, so that
-rows stay small (UINT8) here and clients may send pixels there.
-
-Resizing is Pillow's bilinear with antialiasing. Orientation tags are ignored, transparency is dropped, as in
-torchvision and TensorFlow.
+"""From pictures to pixels, with the code that a device runs (`runtimes._pictures`). Scaling is left to the
+bundle's `Affine`, so that rows stay small (UINT8) here and clients may send pixels there.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +15,14 @@ from edgekit import host
 from edgekit.build.data._base import Array, ImageSpec, Place, Wanted
 from edgekit.build.progress import Progress, Silent
 from edgekit.bundle.model import Affine, Image, TensorSpec
-from edgekit.errors import DataError
+from edgekit.errors import DataError, InputError
+from edgekit.runtimes import _pictures
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """What Pillow may try: plain pixel formats, no EPS, which runs Ghostscript."""
 MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
-GREY = 114
-"""Bars of a letterbox, as the YOLO family draws them."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _WORDS = {"rgb": "RGB", "bgr": "BGR", "gray": "L", "grey": "L"}
 
@@ -200,66 +193,8 @@ def _check_memory(text: str, rows: int, made: Frame) -> None:
 
 def decode(name: str, content: bytes, made: Frame, spec: ImageSpec) -> NDArray[np.uint8]:
     """(height, width, channels). Raises DataError naming the file."""
-    from PIL import Image as Pillow
-
+    frame = _pictures.Frame(made.height, made.width, made.color, made.layout, spec.resize, spec.keep)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Pillow.open(io.BytesIO(content), formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(
-                        f"{name}: {width} x {height} pixels, more than the {MAX_PIXELS} allowed",
-                        "make it smaller first",
-                    )
-                if picture.mode.startswith(("I", "F")):
-                    raise DataError(
-                        f"{name}: {picture.mode} pixels, not 8 bits per channel",
-                        "convert the pictures, or store the rows as .npz",
-                    )
-                fitted = _fit(_colored(picture, made.color), made, spec)
-    except DataError:
-        raise
-    except Exception as exc:  # Pillow and its codecs raise a dozen types
-        raise DataError(f"{name}: not a sound picture: {_words(exc)}", "replace or remove it") from None
-    array = np.asarray(fitted, np.uint8).reshape(made.height, made.width, made.channels)
-    return array[:, :, ::-1] if made.color == "BGR" else array
-
-
-def _words(exc: Exception) -> str:
-    text = str(exc)
-    return "of no known format" if "cannot identify" in text else text or type(exc).__name__
-
-
-def _colored(picture: Any, color: str) -> Any:
-    if "transparency" in picture.info and picture.mode == "P":
-        picture = picture.convert("RGBA")
-    return picture.convert("L" if color == "L" else "RGB")
-
-
-def _fit(picture: Any, made: Frame, spec: ImageSpec) -> Any:
-    """`picture` at the input's size."""
-    from PIL import Image as Pillow
-
-    bilinear = Pillow.Resampling.BILINEAR
-    target, (width, height) = (made.width, made.height), picture.size
-    if spec.resize == "letterbox":
-        ratio = min(target[0] / width, target[1] / height)
-        inner = tuple(
-            max(1, min(t, round(side * ratio))) for t, side in zip(target, picture.size, strict=True)
-        )
-        whole = Pillow.new(picture.mode, target, GREY if picture.mode == "L" else (GREY,) * 3)
-        corner = tuple((t - side) // 2 for t, side in zip(target, inner, strict=True))
-        whole.paste(picture.resize(inner, bilinear), corner)
-        return whole
-    if spec.resize == "crop":
-        # As torchvision's Resize and CenterCrop: the tighter side first, the other cut to a whole number.
-        wide, tall = (round(side / spec.keep) for side in target)
-        if wide / width >= tall / height:
-            size = (wide, max(target[1], int(wide * height / width)))
-        else:
-            size = (max(target[0], int(tall * width / height)), tall)
-        picture = picture.resize(size, bilinear)
-        left, top = (round((have - want) / 2) for have, want in zip(size, target, strict=True))
-        return picture.crop((left, top, left + target[0], top + target[1]))
-    return picture if picture.size == target else picture.resize(target, bilinear)
+        return _pictures.decode(content, frame, MAX_PIXELS, FORMATS)[0]
+    except InputError as exc:
+        raise DataError(f"{name}: {exc.message}", exc.hint) from None
