@@ -24,7 +24,7 @@ class Region:
 
     def __init__(self, size: int) -> None:
         """Raises OSError: no such folder, no room."""
-        self.name = f"edgekit-{os.getpid()}-{secrets.token_hex(8)}"
+        self.name = f"edgekit-client-{os.getpid()}-{secrets.token_hex(8)}"
         self.key = f"/{self.name}"
         self.size = size
         self._path = FOLDER / self.name

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ from edgekit_agent import launch
 from edgekit_agent.messages import Unload, Unloaded
 from edgekit_agent.serve.limits import Limits
 from tests.support.clients import KINDS, Scripted, client, nobody
-from tests.support.serving import Stand, keyword_spotter, linear, stand
+from tests.support.serving import Stand, UnixConnection, keyword_spotter, linear, stand
 from tests.unit.runtimes import kws
 
 
@@ -271,6 +273,90 @@ def test_a_closed_client_says_so(kind: str, spotter: Stand) -> None:
         if kind == "sync":
             with pytest.raises(SystemFault, match="closed"):
                 asked.model()
+
+
+# --- large tensors on the same machine
+
+WIDE = Limits(max_batch=1 << 20)
+
+
+def regions(made: Stand) -> list[dict[str, Any]]:
+    """Shared memory that the agent holds for this user."""
+    connection = UnixConnection(made.path)
+    connection.request("GET", "/v2/systemsharedmemory/status")
+    found: list[dict[str, Any]] = json.loads(connection.getresponse().read())
+    connection.close()
+    return found
+
+
+def left_behind() -> list[Path]:
+    return list(Path("/dev/shm").glob("edgekit-client-*"))
+
+
+def rows(seed: int, count: int = 50_000) -> Any:
+    return np.random.default_rng(seed).random((count, 4), np.float32)
+
+
+def test_large_tensors_go_through_shared_memory(kind: str, tmp_path: Path) -> None:
+    with stand(tmp_path, WIDE) as made:
+        assert linear(2.0).into(made.serving).ok
+        with client(kind, f"http://{made.address}") as asked:
+            for seed in range(3):
+                assert np.array_equal(asked.infer(rows(seed)), rows(seed) * 2)
+            (region,) = regions(made)
+            assert region["name"].startswith("edgekit-client-") and region["byte_size"] >= rows(0).nbytes
+            assert not left_behind()
+            with pytest.raises(DataError, match="expected shape"):
+                asked.infer(rows(0).reshape(-1, 5))
+            assert np.array_equal(asked.infer(rows(1)), rows(1) * 2)
+        deadline = time.monotonic() + 10
+        while regions(made) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not regions(made) and not left_behind()
+        with client(kind, f"http://{made.address}", shared_memory=False) as asked:
+            assert np.array_equal(asked.infer(rows(4)), rows(4) * 2) and not regions(made)
+
+
+def test_shared_memory_survives_a_restart_of_the_agent(kind: str, tmp_path: Path) -> None:
+    with stand(tmp_path, WIDE) as made, client(kind, made.path) as asked:
+        for gain in (1.0, 2.0):
+            assert linear(gain).into(made.serving).ok
+            # The first one after the restart finds no region and is sent once more, over the socket.
+            for seed in (7, 8):
+                assert np.array_equal(asked.infer(rows(seed)), rows(seed) * np.float32(gain))
+            assert len(regions(made)) == 1
+            made.serving.kill()
+            made.serving = launch.start([made.tcp, made.unix], WIDE, restarts=1, wait_for_load=True)
+
+
+def test_threads_do_not_see_each_others_tensors(tmp_path: Path) -> None:
+    with stand(tmp_path, WIDE) as made, Client(made.path) as shared, ThreadPoolExecutor(6) as pool:
+        assert linear(2.0).into(made.serving).ok
+        found = list(pool.map(lambda seed: shared.infer(rows(seed, 20_000 + seed)), range(40)))
+        assert all(np.array_equal(one, rows(seed, 20_000 + seed) * 2) for seed, one in enumerate(found))
+        assert 1 <= len(regions(made)) <= 8
+
+
+def test_a_program_that_dies_leaves_no_memory_behind(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, numpy as np, edgekit\n"
+        "c = edgekit.Client(sys.argv[1])\n"
+        "c.infer(np.ones((50_000, 4), np.float32))\n"
+        "print('done', flush=True)\n"
+        "sys.stdin.read()\n"
+        "os._exit(1)\n"
+    )
+    with stand(tmp_path, WIDE) as made:
+        assert linear(2.0).into(made.serving).ok
+        words = [sys.executable, "-c", code, str(made.path)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+            assert program.stdout is not None and program.stdout.readline() == b"done\n"
+            assert len(regions(made)) == 1
+            program.kill()
+        deadline = time.monotonic() + 10
+        while regions(made) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not regions(made) and not left_behind()
 
 
 # --- servers that misbehave
