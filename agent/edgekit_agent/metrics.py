@@ -29,6 +29,15 @@ class Timing:
 
 
 @dataclass
+class Runs:
+    """Engine runs of one size, and what was done before and after them."""
+
+    input: Timing = field(default_factory=Timing)
+    infer: Timing = field(default_factory=Timing)
+    output: Timing = field(default_factory=Timing)
+
+
+@dataclass
 class Counters:
     """Of one release."""
 
@@ -49,7 +58,7 @@ class Counters:
     compute_input: Timing = field(default_factory=Timing)
     compute_infer: Timing = field(default_factory=Timing)
     compute_output: Timing = field(default_factory=Timing)
-    runs: dict[int, Timing] = field(default_factory=dict)
+    runs: dict[int, Runs] = field(default_factory=dict)
     """Engine runs by their number of samples; requests that come together share one."""
 
     @property
@@ -71,13 +80,15 @@ class Counters:
             return
         self.fail.add(latency_ns)
 
-    def executed(self, samples: int, ns: int) -> None:
-        """Count one engine run."""
+    def executed(self, samples: int, infer_ns: int, input_ns: int, output_ns: int) -> None:
+        """Count one engine run, with the decoding and encoding of all its requests."""
         self.last_ms = int(time.time() * 1e3)
-        timing = self.runs.get(samples)
-        if timing is None:
-            timing = self.runs[samples] = Timing()
-        timing.add(ns)
+        runs = self.runs.get(samples)
+        if runs is None:
+            runs = self.runs[samples] = Runs()
+        runs.infer.add(infer_ns)
+        runs.input.add(input_ns)
+        runs.output.add(output_ns)
 
     def stats(self) -> ReleaseStats:
         return ReleaseStats(

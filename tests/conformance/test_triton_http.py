@@ -23,6 +23,7 @@ from tests.support.serving import Stand, linear, stand
 
 Client: TypeAlias = triton.InferenceServerClient
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
 REGIONS = (f"edgekit-test-{os.getpid()}-{number}" for number in itertools.count())
 """Names of memory objects; two test runs on one machine must not meet."""
 
@@ -106,6 +107,10 @@ def statistics(client: Client) -> None:
     (everything,) = client.get_inference_statistics()["model_stats"]
     assert model["name"] == everything["name"] == "kws"
     assert model["inference_count"] >= 2 * model["execution_count"] > 0
+    assert sum(batch["compute_infer"]["count"] for batch in model["batch_stats"]) == model["execution_count"]
+    assert all(batch[step]["ns"] > 0 for batch in model["batch_stats"] for step in COMPUTE)
+    samples = sum(batch["compute_infer"]["count"] * batch["batch_size"] for batch in model["batch_stats"])
+    assert samples >= model["inference_count"] > 0
     refused(lambda: client.get_inference_statistics("nope"), "unknown model")
 
 

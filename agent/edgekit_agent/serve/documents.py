@@ -118,7 +118,7 @@ def statistics(counters: Counters) -> dict[str, Any]:
                 "version": counters.version,
                 "last_inference": counters.last_ms,
                 "inference_count": counters.inferences,
-                "execution_count": sum(timing.count for timing in counters.runs.values()),
+                "execution_count": sum(runs.infer.count for runs in counters.runs.values()),
                 "inference_stats": {
                     "success": _timing(counters.success),
                     "fail": _timing(counters.fail),
@@ -131,8 +131,13 @@ def statistics(counters: Counters) -> dict[str, Any]:
                 },
                 "response_stats": {},
                 "batch_stats": [
-                    {"batch_size": size, "compute_infer": _timing(timing)}
-                    for size, timing in sorted(counters.runs.items())
+                    {
+                        "batch_size": size,
+                        "compute_input": _timing(runs.input),
+                        "compute_infer": _timing(runs.infer),
+                        "compute_output": _timing(runs.output),
+                    }
+                    for size, runs in sorted(counters.runs.items())
                 ],
                 "memory_usage": [],
             }

@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
 from edgekit_agent.serve import http_tools as http
-from edgekit_agent.serve import values
+from edgekit_agent.serve import jsons, values
 from edgekit_agent.serve.core import Prepared, prepare
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import JSON, Request, Response
@@ -49,10 +49,11 @@ class Codec:
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
         document: dict[str, Any] = {"id": prepared.note} if prepared.note else {}
         document |= {"model_name": model.name, "model_version": model.version}
-        for spec in model.config.outputs:
-            flat = outputs[spec.name].ravel()
-            document[spec.name] = values.plain(flat[0:1].reshape(()) if flat.size == 1 else flat)
-        text = values.to_json(document, prepared.inputs)
+        with values.Blame(prepared.inputs):
+            for spec in model.config.outputs:
+                flat = outputs[spec.name].ravel()
+                document[spec.name] = values.plain(flat.reshape(()) if flat.size == 1 else flat)
+        text = jsons.dumps(document)
         if self._stream:
             return Response(200, b"data: " + text + b"\n\n", EVENTS)
         return Response(200, text, JSON)

@@ -48,3 +48,8 @@ def numbers(array: Array) -> Any:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("not a JSON number")  # orjson would write null
     return np.ascontiguousarray(array).reshape(-1)
+
+
+def nested(array: Array) -> Any:
+    """The values of `array`, finite ones, for `dumps` in lists as it is shaped."""
+    return array.tolist() if orjson is None or array.ndim == 0 else np.ascontiguousarray(array)

@@ -184,8 +184,11 @@ class Lane:
 
     def _count(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]]) -> None:
         counters, labels = self._model.counters, self._model.config.labels
-        for samples, ns in run.took:
-            counters.executed(samples, ns)
+        shared = len(run.took) == 1
+        for number, (samples, ns) in enumerate(run.took):
+            of = slice(None) if shared else slice(number, number + 1)
+            input_ns = sum([_of(job).input_ns for job in jobs[of]])
+            counters.executed(samples, ns, input_ns, sum([outcome.output_ns for outcome in outcomes[of]]))
         fine = [pair for pair in zip(jobs, outcomes, strict=True) if pair[1].status == 200]
         count = len(fine)
         counters.inferences += sum([outcome.samples for _, outcome in fine])

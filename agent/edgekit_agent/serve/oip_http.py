@@ -143,12 +143,10 @@ class Codec:
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
         note, config = prepared.note, model.config
-        try:
+        with values.Blame(prepared.inputs):
             if isinstance(note, Template):
                 return note.encode(model, outputs)
             return oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)
-        except values.NotFinite:
-            raise values.not_finite(prepared.inputs) from None
 
     def refuse(self, status: int, text: str) -> Response:
         return http.refusal(status, text)

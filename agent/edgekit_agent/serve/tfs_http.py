@@ -13,7 +13,7 @@ from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError, InputError
 from edgekit.runtimes import Array
 from edgekit_agent.serve import http_tools as http
-from edgekit_agent.serve import tfs, values
+from edgekit_agent.serve import jsons, tfs, values
 from edgekit_agent.serve.core import Codec, Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
@@ -154,11 +154,11 @@ class Predict(_Codec):
         return prepare(model, arrays, limits, in_rows)
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
-        if prepared.note:
-            document = {"predictions": to_rows(model.config.outputs, outputs)}
-        else:
-            document = {"outputs": to_columns(model.config.outputs, outputs)}
-        return Response(200, values.to_json(document, prepared.inputs))
+        specs = model.config.outputs
+        with values.Blame(prepared.inputs):
+            if prepared.note:
+                return Response(200, jsons.dumps({"predictions": to_rows(specs, outputs)}))
+            return Response(200, jsons.dumps({"outputs": to_columns(specs, outputs)}))
 
 
 class Score(_Codec):
@@ -173,8 +173,10 @@ class Score(_Codec):
         return prepare(model, arrays, limits)
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
+        with values.Blame(prepared.inputs):
+            values.check_finite(outputs[model.config.outputs[0].name])
         score: Callable[..., Any] = tfs.classify if self._to.what == "classify" else tfs.regress
-        return Response(200, values.to_json({"results": score(model.config, outputs)}, prepared.inputs))
+        return Response(200, jsons.dumps({"results": score(model.config, outputs)}))
 
 
 def rows(instances: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -228,13 +230,15 @@ def check_rows(specs: Sequence[TensorSpec]) -> None:
 
 def to_rows(specs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> Any:
     """The only output, or a list of objects, one for each sample. Raises EngineError."""
-    found = {spec.name: _plain(spec.name, outputs) for spec in specs}
-    if len(found) == 1:
-        return next(iter(found.values()))
+    if len(specs) == 1:
+        return _plain(specs[0].name, outputs)
     sizes = {len(outputs[spec.name]) if outputs[spec.name].ndim else -1 for spec in specs}
     if len(sizes) > 1 or sizes == {-1}:
         raise EngineError("the outputs have no common batch", 'send "inputs" instead of "instances"')
-    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    columns = [_plain(spec.name, outputs) for spec in specs]
+    lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
+    names = [spec.name for spec in specs]
+    return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def to_columns(specs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> Any:

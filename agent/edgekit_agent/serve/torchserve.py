@@ -19,7 +19,7 @@ from edgekit.bundle.model import TensorSpec
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
 from edgekit_agent.serve import http_tools as http
-from edgekit_agent.serve import multipart, tfs_http, torchserve_documents, values
+from edgekit_agent.serve import jsons, multipart, tfs_http, torchserve_documents, values
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
@@ -169,16 +169,17 @@ class Codec:
         how: _How = prepared.note
         specs = model.config.outputs
         document: Any
-        if how.envelope:
-            document = {"predictions": tfs_http.to_rows(specs, outputs)}
-        else:
-            found = {
-                s.name: _plain(outputs[s.name], single=how.single and s.shape[:1] == (-1,)) for s in specs
-            }
-            document = next(iter(found.values())) if len(found) == 1 else found
-            if isinstance(document, str):
-                return Response(200, document.encode(), _TEXT)
-        return Response(200, values.to_json(document, prepared.inputs))
+        with values.Blame(prepared.inputs):
+            if how.envelope:
+                document = {"predictions": tfs_http.to_rows(specs, outputs)}
+            else:
+                found = {
+                    s.name: _plain(outputs[s.name], single=how.single and s.shape[:1] == (-1,)) for s in specs
+                }
+                document = next(iter(found.values())) if len(found) == 1 else found
+        if isinstance(document, str):
+            return Response(200, document.encode(), _TEXT)
+        return Response(200, jsons.dumps(document))
 
     def refuse(self, status: int, text: str) -> Response:
         if status == 404:

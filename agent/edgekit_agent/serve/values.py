@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -19,6 +18,7 @@ import numpy as np
 from edgekit.errors import EngineError, InputError
 from edgekit.runtimes import Array
 from edgekit.runtimes._base import DTYPES
+from edgekit_agent.serve import jsons
 
 TEXT = "BYTES"
 """The Open Inference Protocol's data type for text and bytes; as an array: objects of type `bytes`."""
@@ -121,24 +121,22 @@ def raw(where: str, data: bytes, datatype: str, shape: Sequence[int]) -> Array:
 
 
 def plain(values: Array, *, binary: bool = False) -> Any:
-    """An array as JSON's nested lists, or a bare value. Bytes become text, or {"b64": ...} where they are
-    not UTF-8 or `binary` asks for it."""
+    """An array as JSON's nested lists, or a bare value, for jsons.dumps.
+
+    Bytes become text, or {"b64": ...} where they are not UTF-8 or `binary` asks for it. Raises NotFinite.
+    """
     if values.dtype.kind not in "OSU":
-        return values.tolist()
+        check_finite(values)
+        return jsons.nested(values)
     texts = np.empty(values.size, object)
     texts[:] = [_text(item, binary) for item in values.ravel().tolist()]
     return texts.reshape(values.shape).tolist()
 
 
-def to_json(document: Any, inputs: Mapping[str, Array]) -> bytes:
-    """`document` as JSON text.
-
-    Where it holds NaN or infinity: raises InputError when `inputs` hold some too, else EngineError.
-    """
-    try:
-        return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    except ValueError:
-        raise not_finite(inputs) from None
+def check_finite(values: Array) -> None:
+    """Raise NotFinite where JSON cannot carry a value."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NotFinite
 
 
 class NotFinite(EngineError):
@@ -150,12 +148,27 @@ class NotFinite(EngineError):
         )
 
 
-def not_finite(inputs: Mapping[str, Array]) -> InputError | EngineError:
-    """Whose fault an answer is that holds NaN or infinity: the client's when it sent some itself."""
-    for name, values in inputs.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            return InputError(f"input {name!r} holds NaN or infinity", "send finite numbers")
-    return NotFinite()
+class Blame:
+    """A context in which NotFinite becomes an InputError where the client sent NaN or infinity itself.
+
+    As an error of the release it would let a client have that release taken back.
+    """
+
+    __slots__ = ("_inputs",)
+
+    def __init__(self, inputs: Mapping[str, Array]) -> None:
+        self._inputs = inputs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: object, trace: object) -> None:
+        if isinstance(exc, NotFinite):
+            for name, values in self._inputs.items():
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise InputError(
+                        f"input {name!r} holds NaN or infinity, and so does the answer", "send finite numbers"
+                    ) from None
 
 
 def _floats(values: list[Any], dtype: np.dtype[Any]) -> Array:

@@ -125,7 +125,7 @@ def test_what_came_together_runs_together_and_everybody_gets_his_own(limits: Lim
         assert [await answer for answer in answers] == [[2.0], [4.0, 4.0], [6.0], [8.0, 8.0, 8.0]]
         assert bench.session.runs == [[1, 2, 2, 3], [4, 4, 4]]
         counters = bench.core.current().counters
-        assert {size: timing.count for size, timing in counters.runs.items()} == {4: 1, 3: 1}
+        assert {size: runs.infer.count for size, runs in counters.runs.items()} == {4: 1, 3: 1}
         assert (counters.requests, counters.inferences, bench.core.in_flight) == (4, 7, 0)
 
     run(test, limits, Pace(0.001, 4, 0.002))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError, InputError
-from edgekit_agent.serve import tfs, tfs_http
+from edgekit_agent.serve import jsons, tfs, tfs_http
 from edgekit_agent.serve.tfs_http import Target
 from tests.support.serving import linear
 
@@ -141,12 +142,17 @@ def test_examples_that_are_refused(document: Any, specs: tuple[TensorSpec, ...],
         tfs_http.examples(document, specs, 8)
 
 
+def written(document: Any) -> Any:
+    return json.loads(jsons.dumps(document))
+
+
 def test_answers_in_rows_and_columns() -> None:
     outputs = {"a": np.array([1, 2], np.int32), "b": np.array([[1, 2], [3, 4]], np.float32)}
-    assert tfs_http.to_rows(TWO, outputs) == [{"a": 1, "b": [1.0, 2.0]}, {"a": 2, "b": [3.0, 4.0]}]
-    assert tfs_http.to_columns(TWO, outputs) == {"a": [1, 2], "b": [[1.0, 2.0], [3.0, 4.0]]}
+    assert written(tfs_http.to_rows(TWO, outputs)) == [{"a": 1, "b": [1.0, 2.0]}, {"a": 2, "b": [3.0, 4.0]}]
+    assert written(tfs_http.to_columns(TWO, outputs)) == {"a": [1, 2], "b": [[1.0, 2.0], [3.0, 4.0]]}
     one = (TWO[1],)
-    assert tfs_http.to_rows(one, outputs) == tfs_http.to_columns(one, outputs) == [[1.0, 2.0], [3.0, 4.0]]
+    assert written(tfs_http.to_rows(one, outputs)) == [[1.0, 2.0], [3.0, 4.0]]
+    assert written(tfs_http.to_columns(one, outputs)) == [[1.0, 2.0], [3.0, 4.0]]
     data = np.array([b"a"], object)
     assert tfs_http.to_rows((TensorSpec("y_bytes", "BYTES", (-1,)),), {"y_bytes": data}) == [{"b64": "YQ=="}]
     with pytest.raises(EngineError, match="no common batch"):

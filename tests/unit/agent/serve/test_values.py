@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgekit.errors import EngineError, InputError
 from edgekit.runtimes._base import DTYPE_NAMES, DTYPES
-from edgekit_agent.serve import values
+from edgekit_agent.serve import jsons, values
 
 ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda name: hnp.arrays(
@@ -27,7 +27,7 @@ ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(
 
 @given(ANY_ARRAY)
 def test_every_array_comes_back_through_json(array: np.ndarray[Any, Any]) -> None:
-    text = values.to_json(values.plain(array), {})
+    text = jsons.dumps(values.plain(array))
     found = values.array("x", json.loads(text), DTYPE_NAMES[array.dtype])
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
@@ -35,7 +35,7 @@ def test_every_array_comes_back_through_json(array: np.ndarray[Any, Any]) -> Non
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=6), st.booleans())
 def test_every_byte_comes_back_through_json(items: list[bytes], binary: bool) -> None:
     array = values.flat("x", list(items), "BYTES").reshape(1, -1)
-    written = json.loads(values.to_json(values.plain(array, binary=binary), {}))
+    written = json.loads(jsons.dumps(values.plain(array, binary=binary)))
     assert values.array("x", written, "BYTES").tolist() == [items]
     if binary:
         assert all(set(item) == {"b64"} for item in written[0])
@@ -142,9 +142,16 @@ def test_bytes_that_are_not_text_are_base64() -> None:
     assert values.plain(array) == [{"b64": base64.b64encode(b"\xff").decode()}, "\u00e9"]
 
 
-def test_nan_in_an_answer_is_the_fault_of_who_brought_it() -> None:
-    nan = np.array([1, np.nan], np.float32)
-    with pytest.raises(InputError, match="input 'x' holds NaN"):
-        values.to_json({"y": nan.tolist()}, {"n": np.array([1]), "x": nan})
-    with pytest.raises(EngineError, match="an output holds NaN"):
-        values.to_json({"y": nan.tolist()}, {"x": np.array([1.0])})
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_nan_in_an_answer_is_the_fault_of_who_brought_it(bad: float, datatype: str) -> None:
+    answer = np.array([1, bad], DTYPES[datatype])
+    with (
+        pytest.raises(InputError, match="input 'x' holds NaN"),
+        values.Blame({"n": np.array([1]), "x": answer}),
+    ):
+        values.plain(answer)
+    with pytest.raises(EngineError, match="an output holds NaN"), values.Blame({"x": np.array([1.0])}):
+        values.plain(answer)
+    with pytest.raises(ZeroDivisionError), values.Blame({"x": answer}):
+        raise ZeroDivisionError
