@@ -74,11 +74,11 @@ def served(folder: Path, made: Path) -> Iterator[int]:
 
 
 def ask(
-    port: int, name: str, body: bytes, kind: str, *, status: int = 200, encoding: str = ""
+    port: int, name: str, body: bytes, kind: str, *, status: int = 200, path: str = "/v2/models/{}/infer"
 ) -> dict[str, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    headers = {"Content-Type": kind, **({"Content-Encoding": encoding} if encoding else {})}
-    connection.request("POST", f"/v2/models/{name}/infer", body, headers)
+    headers = {"Content-Type": kind} if kind else {}
+    connection.request("POST", path.format(name), body, headers)
     answer = connection.getresponse()
     found: dict[str, Any] = json.loads(answer.read())
     assert answer.status == status, found
@@ -116,6 +116,17 @@ def test_a_recording_gets_a_word(folder: Path, spotter: Path) -> None:
         # Words, though spoken by a program (examples/kws/speak.py).
         for word in ("stop", "yes"):
             assert ask(port, "kws", (KWS / f"{word}.wav").read_bytes(), "audio/wav")["label"] == word
+        # What curl says by itself; and TorchServe's path, also as its clients upload files.
+        for path in ("/v2/models/{}/infer", "/predictions/{}", "/predictions/{}/0.1.0"):
+            for kind in ("application/x-www-form-urlencoded", ""):
+                assert ask(port, "kws", body, kind, path=path) == found
+        form = (
+            b'--xx\r\nContent-Disposition: form-data; name="data"; filename="a.wav"\r\n\r\n%b\r\n--xx--\r\n'
+        )
+        multipart = "multipart/form-data; boundary=xx"
+        assert ask(port, "kws", form % body, multipart, path="/predictions/{}") == found
+        refused = ask(port, "kws", body[:20], "audio/wav", status=400, path="/predictions/{}")
+        assert refused["code"] == 400 and "not a recording" in refused["message"]
         # Tensors are taken as ever, and what is no recording gets one line.
         row = kws.data()[0][:1]
         tensor = {

@@ -1,7 +1,7 @@
 """The protocol "torchserve": TorchServe's inference API, and the part of its management API that only reads.
 
-TorchServe leaves to each model's handler what a body means. Here: JSON (a value, or an object of inputs), a
-form with a part for each input, or the raw bytes of the only input.
+TorchServe leaves to each model's handler what a body means. Here: what the model's pipeline takes; JSON (a
+value, or an object of inputs), a form with a part for each input, or the raw bytes of the only input.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
+from edgekit.runtimes._pipeline import Noted
 from edgekit_agent.serve import http_tools as http
-from edgekit_agent.serve import jsons, multipart, tfs_http, torchserve_documents, values
+from edgekit_agent.serve import jsons, multipart, raw, tfs_http, torchserve_documents, values
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
@@ -92,9 +93,9 @@ class Protocol:
             respond(self._about(name, version, torchserve_documents.prediction))
         elif request.method in (b"POST", b"PUT"):  # curl -T puts
             codec = Codec(request, self._missing(name, version))
-            self._core.infer(
-                name, version, codec, respond, received_ns=request.received_ns, heavy=http.heavy(request)
-            )
+            model = self._core.model
+            heavy = http.heavy(request) or (model is not None and model.processor is not None)
+            self._core.infer(name, version, codec, respond, received_ns=request.received_ns, heavy=heavy)
         else:
             text = "Requested method is not allowed, please refer to API document."
             respond(error(405, text, "Allow: POST, PUT, OPTIONS\r\n"))
@@ -160,12 +161,16 @@ class Codec:
     def decode(self, model: Model, limits: Limits) -> Prepared:
         content_type = self._request.headers.get(b"content-type", b"")
         body = http.body(self._request, limits.max_body_bytes)
+        if model.processor and (file := _file(body, content_type, model)):
+            return raw.prepare(model, *file)
         arrays, how = read(body, content_type, model.config.inputs)
         if how.envelope:
             tfs_http.check_rows(model.config.outputs)
         return prepare(model, arrays, limits, how)
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
+        if isinstance(prepared.note, Noted):
+            return raw.answer(model, prepared.note, outputs)
         how: _How = prepared.note
         specs = model.config.outputs
         document: Any
@@ -185,6 +190,18 @@ class Codec:
         if status == 404:
             return error(404, self._missing[1], kind=self._missing[0])
         return http.refusal(status, text, error)
+
+
+def _file(body: bytes, content_type: bytes, model: Model) -> tuple[str, bytes] | None:
+    """Kind and bytes of what the model's pipeline takes: the body itself, or the only part of a form."""
+    media = multipart.media_type(content_type)
+    if media == _FORM:
+        parts = multipart.parse(body, content_type)
+        if len(parts) != 1:
+            return None
+        media, body = parts[0].content_type, parts[0].data
+    kind = raw.kind_of(media, body)
+    return (kind, body) if raw.takes(model, kind) else None
 
 
 def read(body: bytes, content_type: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array], _How]:
