@@ -12,6 +12,7 @@ from pathlib import Path
 from edgekit.host import keep_private
 
 _PR_SET_PDEATHSIG = 1
+_M_ARENA_MAX = -8
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -51,6 +52,18 @@ def peak_rss_mib() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def share_heap() -> None:
+    """Let all threads allocate from one heap (glibc gives each its own). Call before threads start.
+
+    What one thread has freed serves the others: a convolutional network that was loaded in one thread and
+    runs in another took 159 MiB with a heap each and 80 with one, at the same speed. Fixed thresholds for
+    mmap would save a little more and cost 3 ms of page faults in each run.
+    """
+    options = getattr(_LIBC, "mallopt", None)  # musl has none
+    if options is not None:
+        options(_M_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:

@@ -107,6 +107,7 @@ class Worker:
                 return engine.failure(message, exc)
             finally:
                 memfd.close_all(fds)
+            await asyncio.to_thread(process.give_back_memory)  # what loading and measuring took
             width = self.core.limits.concurrency if proven.session.thread_safe else 1
             counters = self.core.ledger.open(message.name, message.version)
             self.core.swap(
@@ -190,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parser", choices=PARSERS, default="")
     options = parser.parse_args(arguments)
     process.harden(options.parent)
+    process.share_heap()
     logging.basicConfig(level=logging.WARNING, format="edgekit-serving: %(levelname)s %(message)s")
     control = socket.socket(fileno=options.control_fd)
     listeners = [socket.socket(fileno=number) for number in options.listen]
