@@ -12,6 +12,7 @@ from edgekit import codec, wire
 from edgekit.errors import ConfigError
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.protocols import ALL, chosen
+from edgekit_agent.serve.safety import Safety
 
 DEFAULT_PORT = 8000
 
@@ -44,6 +45,21 @@ class ServeSection:
     """Crashes of the serving process during a watch that make the device roll back."""
     hang_s: float = 20.0
     """Serving that answers no ping for this long is restarted."""
+    tls_cert: str = ""
+    """PEM file: the agent's certificate; the TCP port then speaks TLS and nothing else."""
+    tls_key: str = ""
+    client_ca: str = ""
+    """PEM file: who signs the certificates that clients must show; empty: they need none."""
+    tokens: str = ""
+    """File of bearer tokens, see `edgekit-agent token`; every request over TCP needs one then."""
+    allow_plaintext: bool = False
+    """Off loopback too, listen without TLS: whoever is on the network reads and changes everything."""
+    allow_anonymous: bool = False
+    """Off loopback too, serve clients that show neither token nor certificate."""
+
+    @property
+    def safety(self) -> Safety:
+        return Safety(self.tls_cert, self.tls_key, self.client_ca, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -100,11 +116,22 @@ def absolute(config: AgentConfig, base: Path) -> AgentConfig:
             builder_keys=tuple(str(base / key) for key in fleet.builder_keys),
         )
     serve = config.serve
-    if serve.unix:
-        serve = dataclasses.replace(serve, unix=str(base / serve.unix))
+    serve = dataclasses.replace(
+        serve,
+        unix=_under(base, serve.unix),
+        tls_cert=_under(base, serve.tls_cert),
+        tls_key=_under(base, serve.tls_key),
+        client_ca=_under(base, serve.client_ca),
+        tokens=_under(base, serve.tokens),
+    )
     return dataclasses.replace(
         config, fleet=fleet, serve=serve, state=StateSection(str(base / config.state.dir))
     )
+
+
+def _under(base: Path, path: str) -> str:
+    """Empty stays empty."""
+    return str(base / path) if path else ""
 
 
 def to_toml(config: AgentConfig) -> str:
@@ -128,6 +155,11 @@ def _problems(config: AgentConfig) -> list[str]:
         (0 <= serve.port <= 65535, f"serve.port {serve.port} is not a port"),
         (serve.restart_limit >= 1, "serve.restart_limit must be at least 1"),
         (serve.hang_s > 0, "serve.hang_s must be positive"),
+        (bool(serve.tls_cert) == bool(serve.tls_key), "serve.tls_cert and serve.tls_key go together"),
+        (
+            bool(serve.tls_cert) or not serve.client_ca,
+            "serve.client_ca needs serve.tls_cert and serve.tls_key",
+        ),
         (telemetry.interval_s > 0, "telemetry.interval_s must be positive"),
         (telemetry.max_windows >= 2, "telemetry.max_windows must be at least 2"),
         (bool(config.device.id), "device.id is empty"),

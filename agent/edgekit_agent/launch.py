@@ -16,7 +16,9 @@ from edgekit_agent.ipc import Channel, Client, Closed
 from edgekit_agent.messages import Drain, Drained, Load, Loaded, Ping, Pong, Shutdown, Stats, StatsRequest
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.protocols import ALL
+from edgekit_agent.serve.safety import Safety
 
+_UNGUARDED = Safety()
 # A child dies with the thread that forked it (PR_SET_PDEATHSIG), hence one forking thread that stays.
 _FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
 
@@ -64,18 +66,21 @@ def start(
     restarts: int = 0,
     wait_for_load: bool = False,
     parser: str = "",
+    safety: Safety = _UNGUARDED,
 ) -> Serving:
     """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
 
     With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
     get 503 until then. `protocols`: names as in the configuration. `parser`: one of server.PARSERS, empty for
-    the best. `restarts` is shown as edgekit_serving_restarts_total. Raises SystemFault.
+    the best. `safety`: what guards TCP sockets. `restarts` is shown as edgekit_serving_restarts_total. Raises
+    SystemFault.
     """
     arguments = ["--limits", limits.to_argument(), "--restarts", str(restarts)]
     for name in protocols:
         arguments += ["--protocol", name]
     arguments += ["--wait-for-load"] if wait_for_load else []
     arguments += ["--parser", parser] if parser else []
+    arguments += ["--safety", safety.to_argument()] if safety != _UNGUARDED else []
     for listener in listeners:
         arguments += ["--listen-fd", str(listener.fileno())]
     ours, theirs = socket.socketpair()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -10,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.errors import InputError, SystemFault
+from edgekit.errors import ConfigError, InputError, SystemFault
+from edgekit_agent import tokens
 from edgekit_agent.config import ServeSection
 
 BACKLOG = 512
@@ -33,10 +35,16 @@ class Listeners:
 
 
 def bind(serve: ServeSection) -> Listeners:
-    """Bind TCP and, when named, the Unix socket. Raises SystemFault: busy or not allowed."""
-    tcp = _tcp(serve.host, serve.port)
+    """Bind TCP and, when named, the Unix socket.
+
+    Raises SystemFault (busy or not allowed) and ConfigError: off loopback without TLS or without knowing who
+    asks, unless the configuration says that this is meant; files for TLS or tokens that cannot be used.
+    """
+    check_files(serve)
+    tcp = _tcp(serve)
     host, port = tcp.getsockname()[:2]
-    endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if serve.tls_cert else "http"
+    endpoint = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     if not serve.unix:
         return Listeners((tcp,), endpoint, None)
     path = Path(serve.unix)
@@ -48,15 +56,45 @@ def bind(serve: ServeSection) -> Listeners:
     return Listeners((tcp, local), f"{endpoint} unix:{path}", path)
 
 
-def _tcp(host: str, port: int) -> socket.socket:
+def check_files(serve: ServeSection) -> None:
+    """Raise ConfigError when what guards the endpoint cannot be used."""
+    if serve.tls_cert:
+        from edgekit_agent.serve.tls import Tls
+
+        Tls(serve.safety)
+    if serve.tokens:
+        tokens.read(Path(serve.tokens))
+
+
+def check_exposure(serve: ServeSection, host: str, port: int) -> None:
+    """Raise ConfigError when the address `host` is of a network and nothing guards it."""
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return
+    if not (serve.tls_cert or serve.allow_plaintext):
+        raise ConfigError(
+            f"refusing to listen on {host} port {port} without TLS",
+            "give serve.tls_cert and serve.tls_key (--tls-cert, --tls-key); to do it all the same, say "
+            "allow_plaintext (--allow-plaintext)",
+        )
+    if not (serve.tokens or serve.client_ca or serve.allow_anonymous):
+        raise ConfigError(
+            f"refusing to listen on {host} port {port} for everybody",
+            "give serve.tokens (--tokens) or serve.client_ca (--client-ca); to do it all the same, say "
+            "allow_anonymous (--allow-anonymous)",
+        )
+
+
+def _tcp(serve: ServeSection) -> socket.socket:
+    host, port = serve.host, serve.port
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror:
         raise InputError(f"cannot listen on {host!r}: unknown address", "try 127.0.0.1") from None
+    check_exposure(serve, str(address[0]), port)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit import host
 from edgekit.errors import EdgekitError, InputError
-from edgekit_agent import config
+from edgekit_agent import config, token_commands
 from edgekit_agent.config import ServeSection
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(metavar="COMMAND")
     _serve_command(commands.add_parser("serve", help="serve one bundle, without a fleet"))
     _enroll_command(commands.add_parser("enroll", help="join a fleet: make keys, get a certificate"))
+    token_commands.add(commands.add_parser("token", help="who may ask this agent over the network"))
     status = commands.add_parser("status", help="what the journal says, as JSON")
     status.add_argument("--state", type=Path, required=True, metavar="DIR", help="state folder")
     status.set_defaults(run=_status)
@@ -100,13 +101,43 @@ def _listen_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     command.add_argument("--port", type=int, default=config.DEFAULT_PORT, help="TCP port; 0: any free one")
     command.add_argument("--unix", type=Path, metavar="PATH", help="listen on this Unix socket too")
+    guard = command.add_argument_group(
+        "off loopback", "who may ask over the network, and that nobody listens in"
+    )
+    guard.add_argument("--tls-cert", type=Path, metavar="FILE", help="the agent's certificate, PEM")
+    guard.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    guard.add_argument(
+        "--client-ca", type=Path, metavar="FILE", help="clients must show a certificate that this one signed"
+    )
+    guard.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="clients must show a token: edgekit-agent token create"
+    )
+    guard.add_argument(
+        "--allow-plaintext", action="store_true", help="no TLS, although anybody may listen in"
+    )
+    guard.add_argument("--allow-anonymous", action="store_true", help="no proof of who asks")
 
 
 def _serve_section(args: argparse.Namespace) -> ServeSection:
-    unix = str(args.unix.absolute()) if args.unix else ""
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: not a port", "0 to 65535")
-    return ServeSection(host=args.host, port=args.port, unix=unix)
+    if bool(args.tls_cert) != bool(args.tls_key) or (args.client_ca and not args.tls_cert):
+        raise InputError("TLS needs --tls-cert and --tls-key", "--client-ca needs both, too")
+    return ServeSection(
+        host=args.host,
+        port=args.port,
+        unix=_absolute(args.unix),
+        tls_cert=_absolute(args.tls_cert),
+        tls_key=_absolute(args.tls_key),
+        client_ca=_absolute(args.client_ca),
+        tokens=_absolute(args.tokens),
+        allow_plaintext=args.allow_plaintext,
+        allow_anonymous=args.allow_anonymous,
+    )
+
+
+def _absolute(path: Path | None) -> str:
+    return str(path.absolute()) if path else ""
 
 
 def _run(args: argparse.Namespace) -> int:

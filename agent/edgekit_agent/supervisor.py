@@ -158,6 +158,7 @@ class Supervisor:
             self._listeners.sockets,
             self._limits,
             protocols=self._serve.protocols,
+            safety=self._serve.safety,
             restarts=self._restarts,
             wait_for_load=wait_for_load,
         )

@@ -41,6 +41,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
 from edgekit_agent.serve.router import Router
+from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
 
 _log = logging.getLogger(__name__)
@@ -146,11 +147,12 @@ async def serve(
     restarts: int,
     wait_for_load: bool,
     parser: str,
+    safety: Safety,
 ) -> None:
     """Serve until told to stop, or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
     core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
-    server = Server(Router(core, protocols).handle, limits, parser)
+    server = Server(Router(core, protocols).handle, limits, parser, safety)
     worker = Worker(AsyncChannel(control), core, server)
     obeying = asyncio.create_task(worker.obey())
     loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
@@ -189,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wait-for-load", action="store_true")
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="")
     parser.add_argument("--parser", choices=PARSERS, default="")
+    parser.add_argument("--safety", type=Safety.from_argument, default=Safety())
     options = parser.parse_args(arguments)
     process.harden(options.parent)
     process.share_heap()
@@ -203,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         restarts=options.restarts,
         wait_for_load=options.wait_for_load,
         parser=options.parser,
+        safety=options.safety,
     )
     try:
         # Not asyncio.run: at the end it waits for threads, and an engine may hang in one.

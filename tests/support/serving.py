@@ -21,6 +21,7 @@ from edgekit_agent import launch, memfd
 from edgekit_agent.messages import Load, Loaded
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.protocols import ALL
+from edgekit_agent.serve.safety import Safety
 from tests.unit.runtimes import kws
 
 LABELS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "silence", "unknown")
@@ -181,6 +182,7 @@ def stand(
     protocols: Sequence[str] = (ALL,),
     wait_for_load: bool = False,
     parser: str = "",
+    safety: Safety | None = None,
 ) -> Iterator[Stand]:
     """A serving process on a free TCP port and a Unix socket in `folder`; killed at the end."""
     path = folder / "serve.sock"
@@ -188,8 +190,9 @@ def stand(
         unix.bind(str(path))
         unix.listen(256)
         serving = launch.start(
-            [tcp, unix], limits or Limits(), protocols=protocols, wait_for_load=wait_for_load, parser=parser
-        )
+            [tcp, unix], limits or Limits(), protocols=protocols, wait_for_load=wait_for_load, parser=parser,
+            safety=safety or Safety(),
+        )  # fmt: skip
         made = Stand(tcp, unix, path, serving)
         try:
             yield made

@@ -218,6 +218,10 @@ class Connection(asyncio.Protocol):
             self._fail(501, "the only transfer encoding is chunked")
         elif not length.isdigit() or len(length) > 18 or int(length) > limits.max_body_bytes:
             self._fail(413, f"the body is larger than the {limits.max_body_bytes} bytes allowed")
+        elif refused := self._server.refused(
+            self._peer, self._parser.method(), self._url, headers.get(b"authorization")
+        ):
+            self._fail(refused.status, refused.text, refused.extra)  # before its body is taken
         elif expect is not None and expect.lower() != b"100-continue":
             self._fail(417, "the only expectation is 100-continue")
         elif expect is not None and self._parser.version() == "1.1":
@@ -267,12 +271,12 @@ class Connection(asyncio.Protocol):
 
     # --- answers
 
-    def _fail(self, status: int, text: str) -> None:
+    def _fail(self, status: int, text: str, extra: str = "") -> None:
         """Answer with an error after what was asked before, then close: the rest cannot be trusted."""
         self._failed = self._deaf = True
         self._begun = None
         self._body.clear()
-        self._waiting.append(error(status, text))
+        self._waiting.append(error(status, text, extra))
         self._pump()
 
     def _pump(self) -> None:

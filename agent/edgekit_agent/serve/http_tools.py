@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from edgekit.errors import InputError
 from edgekit_agent.serve import jsons
@@ -19,6 +20,12 @@ INLINE_BODY_BYTES = 64 * 1024
 """Larger bodies are parsed on the model's thread, so that they do not hold up other connections."""
 RETRY = "Retry-After: 1\r\n"
 _SHORT = 120  # longest parser message that an error repeats
+
+
+def parts_of(target: bytes) -> list[str]:
+    """The path of a request's target, split at slashes and percent-decoded; at least one part."""
+    path = target.partition(b"?")[0]
+    return [unquote(part) for part in path.decode("latin-1").split("/")[1:]] or [""]
 
 
 def allowed(method: bytes, request: Request, respond: Respond, shape: Shape = error) -> bool:

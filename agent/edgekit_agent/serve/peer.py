@@ -20,12 +20,20 @@ Address = tuple[str, int]
 class Peer:
     """Of one connection, for as long as it is open. Made on the event loop, asked on any thread."""
 
-    __slots__ = ("_ours", "_theirs", "_uid", "at_close", "local", "open")
+    __slots__ = ("_ours", "_theirs", "_uid", "at_close", "local", "open", "unix")
 
     def __init__(
-        self, *, local: bool, uid: int | None, theirs: Address = ("", 0), ours: Address = ("", 0)
+        self,
+        *,
+        local: bool,
+        uid: int | None,
+        unix: bool = False,
+        theirs: Address = ("", 0),
+        ours: Address = ("", 0),
     ) -> None:
         """`uid`: None when it is to be looked up by the two addresses."""
+        self.unix = unix
+        """Connected over a Unix socket, whose file permissions have let it in."""
         self.local = local
         """Connected over a Unix socket or the loopback interface."""
         self.open = True
@@ -61,12 +69,23 @@ def of(transport: asyncio.BaseTransport) -> Peer:
             with sock.dup() as real:
                 found = real.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         except OSError:  # gone already
-            return Peer(local=True, uid=UNKNOWN)
-        return Peer(local=True, uid=_CREDENTIALS.unpack(found)[1])
+            return Peer(local=True, uid=UNKNOWN, unix=True)
+        return Peer(local=True, uid=_CREDENTIALS.unpack(found)[1], unix=True)
     theirs, ours = (_address(transport.get_extra_info(what)) for what in ("peername", "sockname"))
     if theirs is None or ours is None or not ipaddress.ip_address(theirs[0]).is_loopback:
         return Peer(local=False, uid=UNKNOWN)
     return Peer(local=True, uid=None, theirs=theirs, ours=ours)
+
+
+def host_of(sock: socket.socket) -> str:
+    """The address at the other end of a TCP connection; of IPv6 the network's half, which is one site."""
+    try:
+        host = ipaddress.ip_address(str(sock.getpeername()[0]).partition("%")[0])
+    except (OSError, ValueError):  # gone already
+        return ""
+    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is None:
+        return host.packed[:8].hex()
+    return str(host.ipv4_mapped or host if isinstance(host, ipaddress.IPv6Address) else host)
 
 
 def owner(table: Path, theirs: Address, ours: Address) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from typing import Protocol as Interface
-from urllib.parse import unquote
 
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve import protocols
@@ -58,8 +57,7 @@ class Router:
             respond(error(500, "internal error; see the agent's log"))
 
     def _split(self, target: bytes) -> list[str]:
-        path = target.partition(b"?")[0].decode("latin-1")
-        parts = [unquote(part) for part in path.split("/")[1:]] or [""]
+        parts = http.parts_of(target)
         if len(target) <= _MAX_KEPT_BYTES:
             if len(self._parts) >= _KEPT:
                 self._parts.clear()

@@ -6,16 +6,23 @@ import asyncio
 import importlib.util
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from edgekit_agent.serve.access import Access, Refused, wanted
 from edgekit_agent.serve.connection import Connection
-from edgekit_agent.serve.http_tools import Respond
+from edgekit_agent.serve.handshakes import Handshakes
+from edgekit_agent.serve.http_tools import Respond, parts_of
 from edgekit_agent.serve.limits import Limits
-from edgekit_agent.serve.message import Request
+from edgekit_agent.serve.message import Request, error
+from edgekit_agent.serve.peer import Peer
+from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.sink import RequestParser
+from edgekit_agent.serve.tls import Tls
 
 PARSERS = ("httptools", "python")
 _BACKLOG = 256
 _TICK_S = 0.5
+_UNGUARDED = Safety()
 
 
 def parser_factory(name: str, limits: Limits) -> Callable[[Connection], RequestParser]:
@@ -37,14 +44,26 @@ def best_parser() -> str:
 class Server:
     """HTTP on sockets that listen already; they are duplicated, so closing here leaves the originals open."""
 
-    def __init__(self, handle: Callable[[Request, Respond], None], limits: Limits, parser: str = "") -> None:
-        """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best."""
+    def __init__(
+        self,
+        handle: Callable[[Request, Respond], None],
+        limits: Limits,
+        parser: str = "",
+        safety: Safety = _UNGUARDED,
+    ) -> None:
+        """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best.
+
+        Raises ConfigError: files of `safety` that are not what they should be.
+        """
         self.limits = limits
-        self.handle = handle
+        self.handle = self._handle_guarded if safety.tokens else handle
         self.draining = False
+        self.access = Access(Path(safety.tokens)) if safety.tokens else None
+        self._handle = handle
+        self._tls = Tls(safety) if safety.tls_cert else None
         self._parser = parser_factory(parser or best_parser(), limits)
         self._connections: set[Connection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | Handshakes] = []
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._clock = self._loop.call_later(_TICK_S, self._tick)
@@ -58,6 +77,9 @@ class Server:
         for listener in listeners:
             copy = listener.dup()
             copy.setblocking(False)
+            if self._tls is not None and copy.family != socket.AF_UNIX:
+                self._servers.append(Handshakes(copy, self._tls.context, self._connection))
+                continue
             # Not create_unix_server: it may unlink the path when closed, and the path is the supervisor's.
             server = await self._loop.create_server(self._connection, sock=copy, backlog=_BACKLOG)
             self._servers.append(server)
@@ -76,6 +98,20 @@ class Server:
                 return False
             await asyncio.sleep(0.01)
         return True
+
+    def refused(self, peer: Peer, method: bytes, target: bytes, token: bytes | None) -> Refused | None:
+        """Why a request over HTTP may not be made; None: it may. `token`: its Authorization."""
+        if self.access is None or peer.unix:
+            return None
+        return self.access.refused(wanted(method, parts_of(target)), token)
+
+    def _handle_guarded(self, request: Request, respond: Respond) -> None:
+        token = request.headers.get(b"authorization")
+        refused = self.refused(request.peer, request.method, request.target, token)
+        if refused is None:
+            self._handle(request, respond)
+        else:
+            respond(error(refused.status, refused.text, refused.extra))
 
     def opened(self, connection: Connection) -> bool:
         """Count a connection; False when it is one too many."""
@@ -100,4 +136,8 @@ class Server:
         now = self.now()
         for connection in list(self._connections):
             connection.check_time(now)
+        if self.access is not None:
+            self.access.refresh()
+        if self._tls is not None:
+            self._tls.refresh()
         self._clock = self._loop.call_later(_TICK_S, self._tick)
