@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from edgekit.codec import LATER
+
 PREFIX = "ek/v1"
 TENANT = "default"
 
@@ -196,6 +198,8 @@ class Reported:
     """Where the data plane listens on the device, for people."""
     certificate: DeviceCertificate | None = None
     """Of the variant that is served; None when the builder measured on the target."""
+    notice: str = field(default="", metadata=LATER)
+    """Why the device left the release that was assigned to it, for people; empty: it did not."""
 
 
 @dataclass(frozen=True)

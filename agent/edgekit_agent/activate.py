@@ -28,7 +28,7 @@ from edgekit.errors import (
     SystemFault,
 )
 from edgekit.wire import Assignment, JobState, Stage
-from edgekit_agent import fetch, stages
+from edgekit_agent import fallback, fetch, stages
 from edgekit_agent.certificates import Certificates
 from edgekit_agent.device import Device
 from edgekit_agent.prepare import (
@@ -40,9 +40,10 @@ from edgekit_agent.prepare import (
     open_assigned,
     variant_named,
 )
+from edgekit_agent.prove import probe
 from edgekit_agent.stages import Event
 from edgekit_agent.store import Activation, Release, Store
-from edgekit_agent.supervisor import Supervisor, probe
+from edgekit_agent.supervisor import Supervisor
 from edgekit_agent.watch import watch
 
 log = logging.getLogger("edgekit.agent.activate")
@@ -149,6 +150,10 @@ class Activator:
         opened = open_assigned(self._path(release.assignment), release.assignment, self._keys.builders)
         key = assigned_key(release.assignment, self._keys.sealing)
         return into_memory(opened, variant_named(opened, release.variant), key)
+
+    def fall_back(self, failed: Prepared) -> Prepared | None:
+        """For the supervisor: the last good release when the current one crashes too often."""
+        return fallback.fall_back(self._store, self._reload, failed)
 
     # -- the worker thread ---------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.runtimes import ENGINE_CACHE
 from edgekit.wire import Assignment, Reported, Telemetry
-from edgekit_agent import certificates, device, fetch, telemetry
+from edgekit_agent import certificates, device, fallback, fetch, telemetry
 from edgekit_agent.activate import Activator
 from edgekit_agent.certificates import Certificates
 from edgekit_agent.config import AgentConfig
@@ -48,7 +48,7 @@ class Agent:
         self._tls = fetch.tls(fleet.ca, fleet.cert, fleet.key)
         self._lock = FolderLock(folder)
         self.store = Store(folder)
-        self.supervisor = Supervisor(config.serve, config.limits)
+        self.supervisor = Supervisor(config.serve, config.limits, config.log)
         self.certificates = Certificates(folder / certificates.FOLDER, self.device)
         self.activator = Activator(
             self.store,
@@ -61,6 +61,8 @@ class Agent:
             restart_limit=config.serve.restart_limit,
             changed=self._changed,
         )
+        self.supervisor.fallback = self.activator.fall_back
+        self.supervisor.fell_back = self._changed
         self.intake = Intake(
             self.store, self.activator, assignment_key, config.device.id, config.device.tenant
         )
@@ -83,6 +85,16 @@ class Agent:
         self.activator.start()
         self._meter.start()
         log.info("%s serves on %s", self._config.device.id, self.supervisor.endpoint)
+
+    @property
+    def status(self) -> str:
+        """One line for people."""
+        release = self.supervisor.release
+        return f"{release.release if release else 'nothing'} on {self.supervisor.endpoint}"
+
+    def healthy(self) -> bool:
+        """Whether this process does its work; if not, only starting it again helps."""
+        return self.supervisor.healthy
 
     def stop(self) -> None:
         """Drain and end; what is not done is in the journal."""
@@ -144,6 +156,7 @@ class Agent:
             counter=self.store.floor,
             endpoint=self.supervisor.endpoint,
             certificate=self.certificates.of(digest, serving.variant) if serving and digest else None,
+            notice=fallback.notice(self.store),
         )
 
     # -- telemetry -----------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from edgekit.bundle import Bundle
 from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import EngineError
-from edgekit_agent import device
-from edgekit_agent.config import DeviceSection, ServeSection
+from edgekit_agent import device, sd
+from edgekit_agent.config import DeviceSection, LogSection, ServeSection
 from edgekit_agent.prepare import Prepared, fitting, into_memory
-from edgekit_agent.supervisor import LOAD_S, Supervisor, probe
+from edgekit_agent.prove import probe
+from edgekit_agent.supervisor import LOAD_S, Supervisor
 
 log = logging.getLogger("edgekit.agent")
 
@@ -32,6 +33,7 @@ def serve(
     profile: str,
     emulated: bool,
     section: ServeSection,
+    log_section: LogSection,
     until: Callable[[], None],
 ) -> None:
     """Serve until `until` returns. Prints one JSON line with the endpoint once requests are answered.
@@ -42,7 +44,7 @@ def serve(
     ring = KeyRing.at()  # on the machine that built the bundle, its keys are at hand
     opened = bundle.open(path, [VerifyKey.load(one) for one in trust or [ring.builder_public]])
     content_key = _content_key(opened, key or ring.recipient_private)
-    supervisor = Supervisor(section)
+    supervisor = Supervisor(section, log=log_section)
     supervisor.bind()
     try:
         release = _first_that_fits(opened, here, content_key)
@@ -56,7 +58,8 @@ def serve(
         }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
-        until()
+        with sd.service(f"{release.release} on {supervisor.endpoint}", lambda: supervisor.healthy):
+            until()
     finally:
         supervisor.stop()
 

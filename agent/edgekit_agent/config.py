@@ -7,9 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from edgekit import codec, wire
 from edgekit.errors import ConfigError
+from edgekit_agent.logs import Format, Requests
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.protocols import ALL, chosen
 from edgekit_agent.serve.safety import Safety
@@ -44,7 +46,19 @@ class ServeSection:
     restart_limit: int = 3
     """Crashes of the serving process during a watch that make the device roll back."""
     hang_s: float = 20.0
-    """Serving that answers no ping for this long is restarted."""
+    """Serving that answers no ping for this long is restarted; no inference may take longer."""
+    stall_s: float = 2.0
+    """An inference may take a hundred times what its samples took when the model was loaded, and this long
+    in any case; then serving is restarted."""
+    crash_limit: int = 5
+    """Crashes in a minute that make the device go back to the release before; 0: it never does."""
+    spare: Literal["auto", "always", "never"] = "auto"
+    """A serving process in reserve. auto: while 512 MiB of memory are available."""
+    memory_mib: float = 0.0
+    """Most resident memory of the serving process; 0: what the variant declares."""
+    swap: Literal["auto", "beside", "replace"] = "auto"
+    """replace: the old release ends before the new one is loaded, and requests get 503 meanwhile. auto: where
+    memory does not hold both."""
     tls_cert: str = ""
     """PEM file: the agent's certificate; the TCP port then speaks TLS and nothing else."""
     tls_key: str = ""
@@ -70,6 +84,14 @@ class TelemetrySection:
 
 
 @dataclass(frozen=True)
+class LogSection:
+    format: Format = "text"
+    """text: lines for people; json: one object per line."""
+    requests: Requests = "none"
+    """Requests that are logged, with their ids: none, failed, all."""
+
+
+@dataclass(frozen=True)
 class FleetSection:
     broker_host: str
     broker_port: int
@@ -91,6 +113,7 @@ class AgentConfig:
     limits: Limits = field(default_factory=Limits)
     """What one client, and all together, may ask of serving; see serve/limits.py."""
     telemetry: TelemetrySection = field(default_factory=TelemetrySection)
+    log: LogSection = field(default_factory=LogSection)
     fleet: FleetSection | None = None
 
 
@@ -160,6 +183,9 @@ def _problems(config: AgentConfig) -> list[str]:
             bool(serve.tls_cert) or not serve.client_ca,
             "serve.client_ca needs serve.tls_cert and serve.tls_key",
         ),
+        (0 < serve.stall_s <= serve.hang_s, "serve.stall_s must be positive and at most serve.hang_s"),
+        (serve.crash_limit >= 0, "serve.crash_limit must not be negative"),
+        (serve.memory_mib >= 0, "serve.memory_mib must not be negative"),
         (telemetry.interval_s > 0, "telemetry.interval_s must be positive"),
         (telemetry.max_windows >= 2, "telemetry.max_windows must be at least 2"),
         (bool(config.device.id), "device.id is empty"),

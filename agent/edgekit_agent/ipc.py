@@ -172,7 +172,8 @@ class Client:
         self._lock = threading.Lock()
         self._answers: dict[int, Message] = {}
         self._waiting: dict[int, threading.Event] = {}
-        self._gone = False
+        self.gone = threading.Event()
+        """Set as soon as the other side has ended or hung up."""
         self._thread = threading.Thread(target=self._read, name="serving-control", daemon=True)
         self._thread.start()
 
@@ -187,7 +188,7 @@ class Client:
         """
         event = threading.Event()
         with self._lock:
-            if self._gone:
+            if self.gone.is_set():
                 raise Closed("the serving process is gone")
             self._waiting[message.id] = event
         try:
@@ -231,7 +232,7 @@ class Client:
             pass  # gone, or babbling: either way its supervisor starts another
         finally:
             with self._lock:
-                self._gone = True
+                self.gone.set()
                 for event in self._waiting.values():
                     event.set()
             self._channel.close()

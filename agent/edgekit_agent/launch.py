@@ -12,8 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekit.errors import EdgekitError, SystemFault
+from edgekit_agent.config import LogSection
 from edgekit_agent.ipc import Channel, Client, Closed
-from edgekit_agent.messages import Drain, Drained, Load, Loaded, Ping, Pong, Shutdown, Stats, StatsRequest
+from edgekit_agent.messages import (
+    Drain,
+    Drained,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Shutdown,
+    Stats,
+    StatsRequest,
+    Warm,
+    Warmed,
+)
+from edgekit_agent.progress import Page
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.protocols import ALL
 from edgekit_agent.serve.safety import Safety
@@ -22,6 +36,10 @@ _UNGUARDED = Safety()
 # A child dies with the thread that forked it (PR_SET_PDEATHSIG), hence one forking thread that stays.
 _FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
 
+STALL_S = 2.0
+HANG_S = 20.0
+_PLAIN = LogSection()
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -29,6 +47,8 @@ class Serving:
 
     process: subprocess.Popen[bytes]
     client: Client
+    page: Page
+    """What it is running; readable when it answers nothing."""
 
     def load(self, load: Load, fds: Sequence[int], *, timeout_s: float) -> Loaded:
         """Serve a release (its `id` from `client.next_id()`); the caller keeps and closes `fds`."""
@@ -40,10 +60,21 @@ class Serving:
     def ping(self, *, timeout_s: float) -> Pong:
         return self.client.call(Ping(self.client.next_id()), Pong, timeout_s=timeout_s)
 
-    def stop(self, *, drain_s: float = 5.0) -> None:
-        """Finish what is begun, then end; killed when it does not. The listening sockets stay open."""
+    def warm(self, engine: str, *, timeout_s: float) -> bool:
+        """Import an engine's library; False when that fails."""
+        return self.client.call(Warm(self.client.next_id(), engine), Warmed, timeout_s=timeout_s).ok
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, *, drain_s: float = 5.0, grace_s: float = 0.0) -> None:
+        """Finish what is begun, then end; killed when it does not. The listening sockets stay open.
+
+        `grace_s`: see Drain; for when another process accepts already.
+        """
         try:
-            drain = Drain(self.client.next_id(), drain_s)
+            drain = Drain(self.client.next_id(), drain_s, grace_s)
             self.client.call(drain, Drained, timeout_s=drain_s + 2)
             self.client.tell(Shutdown(self.client.next_id()))
             self.process.wait(2)
@@ -56,6 +87,7 @@ class Serving:
         self.process.kill()
         self.process.wait()
         self.client.close()
+        self.page.close()
 
 
 def start(
@@ -67,17 +99,23 @@ def start(
     wait_for_load: bool = False,
     parser: str = "",
     safety: Safety = _UNGUARDED,
+    stall_s: float = STALL_S,
+    hang_s: float = HANG_S,
+    log: LogSection = _PLAIN,
 ) -> Serving:
     """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
 
     With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
     get 503 until then. `protocols`: names as in the configuration. `parser`: one of server.PARSERS, empty for
-    the best. `safety`: what guards TCP sockets. `restarts` is shown as edgekit_serving_restarts_total. Raises
-    SystemFault.
+    the best. `safety`: what guards TCP sockets. `restarts` is shown as edgekit_serving_restarts_total. A run
+    is overdue not before `stall_s` and not later than `hang_s`, see progress.Watched. Raises SystemFault.
     """
+    page = Page.create()
     arguments = ["--limits", limits.to_argument(), "--restarts", str(restarts)]
     for name in protocols:
         arguments += ["--protocol", name]
+    arguments += ["--progress-fd", str(page.descriptor), "--stall-s", str(stall_s), "--hang-s", str(hang_s)]
+    arguments += ["--log", log.format, "--log-requests", log.requests]
     arguments += ["--wait-for-load"] if wait_for_load else []
     arguments += ["--parser", parser] if parser else []
     arguments += ["--safety", safety.to_argument()] if safety != _UNGUARDED else []
@@ -86,11 +124,13 @@ def start(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            process = _spawn("edgekit_agent.worker", arguments, [*listeners, theirs], theirs)
+            passed = [*(item.fileno() for item in listeners), page.descriptor]
+            process = _spawn("edgekit_agent.worker", arguments, passed, theirs)
         except BaseException:
             ours.close()
+            page.close()
             raise
-    return Serving(process, Client(ours))
+    return Serving(process, Client(ours), page)
 
 
 def probe(load: Load, fds: Sequence[int], *, timeout_s: float, memory_mib: int = 0) -> Loaded:
@@ -103,7 +143,7 @@ def probe(load: Load, fds: Sequence[int], *, timeout_s: float, memory_mib: int =
     with ours:
         with theirs:
             arguments = ["--memory-mib", str(memory_mib)]
-            process = _spawn("edgekit_agent.probe", arguments, [theirs], theirs)
+            process = _spawn("edgekit_agent.probe", arguments, [], theirs)
         ours.settimeout(timeout_s)
         channel = Channel(ours)
         try:
@@ -125,7 +165,7 @@ def probe(load: Load, fds: Sequence[int], *, timeout_s: float, memory_mib: int =
 
 
 def _spawn(
-    module: str, arguments: list[str], passed: Sequence[socket.socket], control: socket.socket
+    module: str, arguments: list[str], passed: Sequence[int], control: socket.socket
 ) -> subprocess.Popen[bytes]:
     # -P: the current folder is no place to import code from.
     command = [sys.executable, "-P", "-m", module, "--parent", str(os.getpid())]
@@ -136,7 +176,7 @@ def _spawn(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[item.fileno() for item in passed],
+            pass_fds=[*passed, control.fileno()],
             process_group=0,
         ).result()
     except OSError as exc:

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +35,20 @@ class Listeners:
                 self.unix.unlink()
 
 
-def bind(serve: ServeSection) -> Listeners:
-    """Bind TCP and, when named, the Unix socket.
+def bind(serve: ServeSection, given: Sequence[socket.socket] = ()) -> Listeners:
+    """Bind TCP and, when named, the Unix socket; or take the listening sockets that are `given`.
 
     Raises SystemFault (busy or not allowed) and ConfigError: off loopback without TLS or without knowing who
     asks, unless the configuration says that this is meant; files for TLS or tokens that cannot be used.
     """
     check_files(serve)
+    if given:
+        for sock in given:
+            if sock.family != socket.AF_UNIX:
+                check_exposure(serve, *sock.getsockname()[:2])
+        return Listeners(tuple(given), " ".join(_address(sock, serve) for sock in given), None)
     tcp = _tcp(serve)
-    host, port = tcp.getsockname()[:2]
-    scheme = "https" if serve.tls_cert else "http"
-    endpoint = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    endpoint = _address(tcp, serve)
     if not serve.unix:
         return Listeners((tcp,), endpoint, None)
     path = Path(serve.unix)
@@ -54,6 +58,16 @@ def bind(serve: ServeSection) -> Listeners:
         tcp.close()
         raise
     return Listeners((tcp, local), f"{endpoint} unix:{path}", path)
+
+
+def _address(sock: socket.socket, serve: ServeSection) -> str:
+    """For people."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(name)}"
+    host, port = name[:2]
+    scheme = "https" if serve.tls_cert else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_files(serve: ServeSection) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from edgekit import host
 from edgekit.errors import EdgekitError, InputError
-from edgekit_agent import config, token_commands
+from edgekit_agent import config, logs, sd, token_commands
 from edgekit_agent.config import ServeSection
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -21,10 +23,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every deliberate error becomes one line and a hint, exit code 2."""
     args = parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log(args, config.LogSection())
     command: Callable[[argparse.Namespace], int] = args.run
     try:
         return command(args)
@@ -43,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--config", type=Path, metavar="FILE", help="run under a fleet with this agent.toml")
     root.add_argument("--verbose", action="store_true", help="log more")
+    root.add_argument("--log", choices=get_args(logs.Format), help="how the log looks (default: text)")
+    root.add_argument(
+        "--log-requests", choices=get_args(logs.Requests), help="requests that are logged (default: none)"
+    )
     root.set_defaults(run=_run)
     commands = root.add_subparsers(metavar="COMMAND")
     _serve_command(commands.add_parser("serve", help="serve one bundle, without a fleet"))
@@ -51,7 +54,39 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what the journal says, as JSON")
     status.add_argument("--state", type=Path, required=True, metavar="DIR", help="state folder")
     status.set_defaults(run=_status)
+    _top_command(commands.add_parser("top", help="what the endpoint does, live"))
+    _unit_command(commands.add_parser("systemd-unit", help="print a unit for systemd"))
     return root
+
+
+def _top_command(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--url", default=f"http://127.0.0.1:{config.DEFAULT_PORT}",
+        help=f"the agent's address (default: http://127.0.0.1:{config.DEFAULT_PORT})",
+    )  # fmt: skip
+    command.add_argument("--unix", type=Path, metavar="PATH", help="its Unix socket instead")
+    command.add_argument("--state", type=Path, metavar="DIR", help="find it by its state folder")
+    command.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds (default: 1)")
+    command.add_argument("--once", action="store_true", help="one interval, then end")
+    command.add_argument("--json", action="store_true", help="one JSON object per interval")
+    command.set_defaults(run=_top)
+
+
+def _unit_command(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--state", type=Path, default=Path("/var/lib/edgekit"), metavar="DIR",
+        help="state folder (default: /var/lib/edgekit)",
+    )  # fmt: skip
+    command.add_argument("--user", default="edgekit", help="user that owns it (default: edgekit)")
+    command.add_argument(
+        "--device", type=Path, action="append", default=[], metavar="PATH",
+        help="a device that the engine needs, e.g. /dev/nvidia0; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--socket", metavar="ADDRESS",
+        help="print the socket unit instead: systemd listens there, e.g. on 127.0.0.1:8000",
+    )  # fmt: skip
+    command.set_defaults(run=_unit)
 
 
 def _serve_command(command: argparse.ArgumentParser) -> None:
@@ -140,6 +175,13 @@ def _absolute(path: Path | None) -> str:
     return str(path.absolute()) if path else ""
 
 
+def _log(args: argparse.Namespace, section: config.LogSection) -> config.LogSection:
+    """Log as the command line says, else as the configuration does."""
+    chosen = config.LogSection(args.log or section.format, args.log_requests or section.requests)
+    logs.setup(chosen.format, logging.DEBUG if args.verbose else logging.INFO, "agent")
+    return chosen
+
+
 def _run(args: argparse.Namespace) -> int:
     if args.config is None:
         raise InputError("nothing to do", "give --config FILE, or a command; see --help")
@@ -147,12 +189,14 @@ def _run(args: argparse.Namespace) -> int:
     from edgekit_agent.agent import Agent
 
     settings = config.load(args.config)
+    settings = dataclasses.replace(settings, log=_log(args, settings.log))
     host.keep_private()
     agent = Agent(settings)
     stop = _signals()
     try:
         agent.start()
-        stop()
+        with sd.service(agent.status, agent.healthy):
+            stop()
     finally:
         agent.stop()
     return 0
@@ -170,6 +214,7 @@ def _serve(args: argparse.Namespace) -> int:
         profile=args.profile,
         emulated=args.emulated,
         section=_serve_section(args),
+        log_section=_log(args, config.LogSection()),
         until=stop,
     )
     return 0
@@ -197,6 +242,24 @@ def _status(args: argparse.Namespace) -> int:
     from edgekit_agent.status import status
 
     sys.stdout.write(json.dumps(status(args.state), indent=2) + "\n")
+    return 0
+
+
+def _top(args: argparse.Namespace) -> int:
+    from edgekit_agent.top import top
+
+    top(
+        url=args.url, unix=args.unix, state=args.state,
+        interval_s=args.interval, once=args.once, as_json=args.json,
+    )  # fmt: skip
+    return 0
+
+
+def _unit(args: argparse.Namespace) -> int:
+    from edgekit_agent import units
+
+    found = units.sockets(args.socket) if args.socket else units.service(args.state, args.user, args.device)
+    sys.stdout.write(found)
     return 0
 
 

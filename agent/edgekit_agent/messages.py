@@ -14,6 +14,15 @@ from edgekit.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Pacing:
+    """What a serving process measured of a release on this device; see serve/pace.py."""
+
+    run_ms: float
+    batch: int
+    batch_ms: float
+
+
+@dataclass(frozen=True)
 class Load:
     """Serve this variant. Carries one sealed memfd per name, `files` first, then `golden_files`."""
 
@@ -30,6 +39,16 @@ class Load:
     Until it is loaded requests get 503, and after a failure nothing is served."""
     certify: bool = False
     """Measure it as well; only a probe's memory is the variant's alone."""
+    proven: Pacing | None = None
+    """`Loaded.pacing` of an earlier load of the same sealed memory: one golden sample is then enough, for
+    clients wait. None: prove it."""
+    hurry: bool = False
+    """Clients wait: prove it, but do not take the time to measure whether joined runs pay."""
+    memory_mib: float = 0.0
+    """Most memory that the process may have with it; beyond that, and a quarter more, allocations fail.
+    0: no bound."""
+    restarts: int = 0
+    """Times that serving came back, for edgekit_serving_restarts_total."""
 
     @property
     def release(self) -> str:
@@ -66,11 +85,26 @@ class Loaded:
     reference_agreement: float = 0.0
     run_ms: float = 0.0
     """Median time of one golden sample on this device."""
+    pacing: Pacing | None = None
     load_ms: float = 0.0
     """Load, warm-up and golden check together."""
     rss_mib: float = 0.0
     measured: Measured | None = None
     """When it was asked for."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Import this engine now, so that a later Load finds it there."""
+
+    id: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Warmed:
+    id: int
+    ok: bool
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,8 @@ class Pong:
     in_flight: int
     oldest_run_s: float
     """Age of the longest running inference; 0 when none runs."""
+    requests: int = 0
+    """Inference requests answered since this process started."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +181,9 @@ class Drain:
 
     id: int
     timeout_s: float = 10.0
+    grace_s: float = 0.0
+    """Kept connections get one more answer, which says that it is the last, for so long; idle ones are
+    closed afterwards. Somebody else accepts meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +201,38 @@ class Shutdown:
 
 
 Message: TypeAlias = (
-    Load | Loaded | Unload | Unloaded | StatsRequest | Stats | Ping | Pong | Drain | Drained | Shutdown
+    Load
+    | Loaded
+    | Warm
+    | Warmed
+    | Unload
+    | Unloaded
+    | StatsRequest
+    | Stats
+    | Ping
+    | Pong
+    | Drain
+    | Drained
+    | Shutdown
 )
 
 TYPES: dict[str, type[Message]] = {
     cls.__name__: cls
-    for cls in (Load, Loaded, Unload, Unloaded, StatsRequest, Stats, Ping, Pong, Drain, Drained, Shutdown)
+    for cls in (
+        Load,
+        Loaded,
+        Warm,
+        Warmed,
+        Unload,
+        Unloaded,
+        StatsRequest,
+        Stats,
+        Ping,
+        Pong,
+        Drain,
+        Drained,
+        Shutdown,
+    )
 }
 
 

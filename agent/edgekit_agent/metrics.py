@@ -1,16 +1,16 @@
-"""Counters of the serving process: per release, cumulative since it started, and as Prometheus text.
+"""Counters of the serving process: per release, cumulative since it started.
 
-All of it is touched on the event loop only. Text format: Prometheus exposition format 0.0.4.
+All of it is touched on the event loop only; exposition.py shows it.
 """
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edgekit.wire import LATENCY_BOUNDS_MS, METRICS
+from edgekit.wire import LATENCY_BOUNDS_MS
 from edgekit_agent.messages import ReleaseStats
 
 KEPT_RELEASES = 4
@@ -26,6 +26,37 @@ class Timing:
     def add(self, ns: int, count: int = 1) -> None:
         self.count += count
         self.ns += ns
+
+    @property
+    def us(self) -> int:
+        return self.ns // 1000
+
+
+def _empty() -> list[int]:
+    return [0] * (len(LATENCY_BOUNDS_MS) + 1)
+
+
+@dataclass
+class Histogram:
+    """Durations by LATENCY_BOUNDS_MS; the last bucket is everything above."""
+
+    buckets: list[int] = field(default_factory=_empty)
+    sum_ms: float = 0.0
+
+    def add(self, bucket: int, ms: float) -> None:
+        self.buckets[bucket] += 1
+        self.sum_ms += ms
+
+
+KINDS = {
+    404: "unknown_model",
+    413: "too_large",
+    429: "overload",
+    499: "canceled",
+    503: "overload",
+    504: "timeout",
+}
+"""Status of an answer to the kind of failure; other 4xx are the client's, other 5xx the engine's."""
 
 
 @dataclass
@@ -47,7 +78,7 @@ class Counters:
     errors: int = 0
     rejected: int = 0
     inferences: int = 0
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_MS) + 1))
+    buckets: list[int] = field(default_factory=_empty)
     latency_sum_ms: float = 0.0
     classes: dict[str, int] = field(default_factory=dict)
     last_ms: int = 0
@@ -58,6 +89,11 @@ class Counters:
     compute_input: Timing = field(default_factory=Timing)
     compute_infer: Timing = field(default_factory=Timing)
     compute_output: Timing = field(default_factory=Timing)
+    protocols: dict[str, Histogram] = field(default_factory=dict)
+    """Successes by the protocol that they came in."""
+    queued: Histogram = field(default_factory=Histogram)
+    failures: dict[str, int] = field(default_factory=dict)
+    """By kind."""
     runs: dict[int, Runs] = field(default_factory=dict)
     """Engine runs by their number of samples; requests that come together share one."""
 
@@ -65,7 +101,7 @@ class Counters:
     def release(self) -> str:
         return f"{self.name}:{self.version}" if self.name else ""
 
-    def answered(self, status: int, latency_ns: int) -> None:
+    def answered(self, status: int, latency_ns: int, protocol: str = "") -> None:
         """Count one answered inference request."""
         self.requests += 1
         if status >= 500:
@@ -74,11 +110,24 @@ class Counters:
             self.rejected += 1
         else:
             latency_ms = latency_ns / 1e6
-            self.buckets[bisect_left(LATENCY_BOUNDS_MS, latency_ms)] += 1
+            bucket = bisect_left(LATENCY_BOUNDS_MS, latency_ms)
+            self.buckets[bucket] += 1
             self.latency_sum_ms += latency_ms
             self.success.add(latency_ns)
+            histogram = self.protocols.get(protocol)
+            if histogram is None:
+                histogram = self.protocols[protocol] = Histogram()
+            histogram.add(bucket, latency_ms)
             return
         self.fail.add(latency_ns)
+        kind = KINDS.get(status) or ("engine" if status >= 500 else "client")
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+
+    def waited(self, waits_ns: Sequence[int]) -> None:
+        """Count what successful requests waited for the engine."""
+        self.queue.add(sum(waits_ns), len(waits_ns))
+        for ns in waits_ns:
+            self.queued.add(bisect_left(LATENCY_BOUNDS_MS, ns / 1e6), ns / 1e6)
 
     def executed(self, samples: int, infer_ns: int, input_ns: int, output_ns: int) -> None:
         """Count one engine run, with the decoding and encoding of all its requests."""
@@ -123,47 +172,3 @@ class Ledger:
         yield from self._releases.values()
         if self.nobody.requests:
             yield self.nobody
-
-
-def exposition(ledger: Iterable[Counters], serving: dict[str, str], restarts: int, rss_mib: float) -> bytes:
-    """Prometheus text. `serving`: labels of the release that answers now; empty when none does."""
-    counters = list(ledger)
-    series: dict[str, list[str]] = {
-        "edgekit_requests_total": [_line("requests_total", c, c.requests) for c in counters],
-        "edgekit_request_errors_total": [_line("request_errors_total", c, c.errors) for c in counters],
-        "edgekit_rejected_total": [_line("rejected_total", c, c.rejected) for c in counters],
-        "edgekit_inferences_total": [_line("inferences_total", c, c.inferences) for c in counters],
-        "edgekit_latency_ms": [line for c in counters for line in _histogram(c)],
-        "edgekit_serving_restarts_total": [f"edgekit_serving_restarts_total {restarts}"],
-        "edgekit_rss_mib": [f"edgekit_rss_mib {rss_mib:.1f}"],
-        "edgekit_release_info": [f"edgekit_release_info{_labels(serving)} 1"] if serving else [],
-    }
-    lines = []
-    for info in METRICS:
-        lines += [f"# HELP {info.name} {info.help}", f"# TYPE {info.name} {info.kind}", *series[info.name]]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _line(suffix: str, counters: Counters, value: float) -> str:
-    return f"edgekit_{suffix}{_labels(_of(counters))} {value}"
-
-
-def _histogram(counters: Counters) -> Iterator[str]:
-    total = 0
-    for bound, count in zip((*LATENCY_BOUNDS_MS, "+Inf"), counters.buckets, strict=True):
-        total += count
-        yield f"edgekit_latency_ms_bucket{_labels({**_of(counters), 'le': str(bound)})} {total}"
-    yield _line("latency_ms_sum", counters, round(counters.latency_sum_ms, 6))
-    yield _line("latency_ms_count", counters, total)
-
-
-def _of(counters: Counters) -> dict[str, str]:
-    return {"model": counters.name, "version": counters.version}
-
-
-def _labels(labels: dict[str, str]) -> str:
-    return "{" + ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items()) + "}"
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

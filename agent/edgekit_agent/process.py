@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -35,9 +36,23 @@ def limit_memory(mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
-def first_to_die() -> None:
-    """Ask the kernel to choose this process when memory runs out. Call before `harden`."""
-    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+def limit_growth(mib: float) -> None:
+    """Allocations fail once private memory has grown by `mib` MiB from what it is now; infinite: never.
+
+    Counted from now, because what is only reserved (stacks of threads) counts in RLIMIT_DATA too.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    size = resource.RLIM_INFINITY
+    if math.isfinite(mib):
+        size = int(_status_mib("VmData:") + mib) * (1 << 20)
+    if hard != resource.RLIM_INFINITY and (size == resource.RLIM_INFINITY or size > hard):
+        size = hard
+    resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+
+
+def first_to_die(score: int = 1000) -> None:
+    """Ask the kernel to choose this process when memory runs out: 1000 before all others. Before `harden`."""
+    Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
 
 
 def rss_mib() -> float:
@@ -48,10 +63,7 @@ def rss_mib() -> float:
 
 def peak_rss_mib() -> float:
     """High-water mark of this program. Not `ru_maxrss`: that remembers the parent's memory across exec."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    return _status_mib("VmHWM:")
 
 
 def share_heap() -> None:
@@ -71,6 +83,13 @@ def give_back_memory() -> None:
     trim = getattr(_LIBC, "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)
+
+
+def _status_mib(key: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _prctl(option: int, value: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit import codec
 from edgekit.errors import InputError
-from edgekit_agent import certificates
+from edgekit_agent import certificates, fallback
 from edgekit_agent.store import Release, Store
 
 
@@ -23,6 +23,7 @@ def status(folder: Path) -> dict[str, Any]:
             "current": _release(store.release("current")),
             "certificate": _certificate(folder, store.release("current")),
             "previous": _release(store.release("previous")),
+            "notice": fallback.notice(store),
             "job": None
             if job is None
             else {"job": job.job, "release": job.assignment.release, "state": job.state, "stage": job.stage},

@@ -11,15 +11,19 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from edgekit.errors import ConfigError, EdgekitError
-from edgekit_agent import memfd, process
+from edgekit.runtimes import Session
+from edgekit_agent import logs, memfd, process
 from edgekit_agent.ipc import AsyncChannel, Closed
 from edgekit_agent.messages import (
     Drain,
@@ -34,7 +38,10 @@ from edgekit_agent.messages import (
     StatsRequest,
     Unload,
     Unloaded,
+    Warm,
+    Warmed,
 )
+from edgekit_agent.progress import Page, Watched
 from edgekit_agent.serve import engine
 from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.limits import Limits
@@ -43,17 +50,37 @@ from edgekit_agent.serve.protocols import ALL
 from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
+from edgekit_agent.serve.trace import traced
 
 _log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = 500
+"""The kernel takes this process before the supervisor, which can start it again, and after a probe."""
+
+_ALWAYS_MIB = 16.0
+"""Growth that is let through even over the budget: answering errors needs some memory too."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Where running inferences are shown, and when they are overdue; see progress.py."""
+
+    page: Page
+    stall_s: float
+    hang_s: float
+
+    def over(self, session: Session, run_ms: float) -> Watched:
+        return Watched(session, self.page, run_ms, self.stall_s, self.hang_s)
 
 
 class Worker:
     """Carries out the supervisor's messages, loads one after the other, the rest at once."""
 
-    def __init__(self, channel: AsyncChannel, core: Core, server: Server) -> None:
+    def __init__(self, channel: AsyncChannel, core: Core, server: Server, watch: Watch) -> None:
         self.channel = channel
         self.core = core
         self.server = server
+        self.watch = watch
         self.first_load = asyncio.Event()
         self._begin = time.monotonic()
         self._loading = asyncio.Lock()
@@ -68,9 +95,12 @@ class Worker:
                 return
             if isinstance(message, Shutdown):
                 return
-            task = asyncio.create_task(self._carry_out(message, fds))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._later(self._carry_out(message, fds))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, message: Message, fds: list[int]) -> None:
         with contextlib.suppress(Closed):
@@ -78,6 +108,9 @@ class Worker:
                 case Load():
                     await self.channel.send(await self._load(message, fds))
                     self.first_load.set()
+                case Warm():
+                    ok = await asyncio.to_thread(engine.warm, message.engine)
+                    await self.channel.send(Warmed(message.id, ok))
                 case Unload():
                     async with self._loading:
                         self.core.swap(None)
@@ -87,9 +120,10 @@ class Worker:
                     await self.channel.send(self._stats(message.id))
                 case Ping():
                     in_flight, age = self.core.in_flight, self.core.oldest_run_s()
-                    await self.channel.send(Pong(message.id, in_flight, age))
+                    answered = sum(counters.requests for counters in self.core.ledger)
+                    await self.channel.send(Pong(message.id, in_flight, age, answered))
                 case Drain():
-                    clean = await self.server.drain(message.timeout_s)
+                    clean = await self.server.drain(message.timeout_s, message.grace_s)
                     await self.channel.send(Drained(message.id, clean))
                 case _:
                     _log.error("unexpected message %s", type(message).__name__)
@@ -97,14 +131,17 @@ class Worker:
     async def _load(self, message: Load, fds: list[int]) -> Loaded:
         """Beside the old release; the swap itself is one assignment on the loop."""
         async with self._loading:
+            self.core.restarts = max(self.core.restarts, message.restarts)
             try:
                 if message.replace:
                     self.core.swap(None)
                     await self.core.retired()
+                process.limit_growth(math.inf)  # two releases live side by side for a moment
                 most = self.core.limits.max_joined
                 proven = await asyncio.to_thread(engine.load, message, fds, most=most)
             except EdgekitError as exc:
                 await asyncio.to_thread(process.give_back_memory)
+                self._bound_memory()
                 return engine.failure(message, exc)
             finally:
                 memfd.close_all(fds)
@@ -116,14 +153,29 @@ class Worker:
                     message.name,
                     message.version,
                     message.config,
-                    proven.session,
+                    self.watch.over(proven.session, proven.pace.run_ms),
                     proven.pace,
                     Gate(width),
                     counters,
                     proven.processor,
                 )
             )
-            return engine.success(message, proven)
+            self.core.memory_budget_mib = message.memory_mib
+            answer = engine.success(message, proven)
+        self._later(self._bound_when_alone())
+        return answer
+
+    async def _bound_when_alone(self) -> None:
+        """Bound the memory once the release before is gone: its own no longer counts then."""
+        await self.core.retired()
+        async with self._loading:
+            self._bound_memory()
+
+    def _bound_memory(self) -> None:
+        """Let private memory grow to the budget and a quarter; the supervisor acts before that."""
+        budget = self.core.memory_budget_mib
+        left = 1.25 * budget - process.rss_mib()
+        process.limit_growth(max(_ALWAYS_MIB, left) if budget else math.inf)
 
     def _stats(self, number: int) -> Stats:
         core = self.core
@@ -144,16 +196,19 @@ async def serve(
     limits: Limits,
     *,
     protocols: Sequence[str],
+    watch: Watch,
     restarts: int,
     wait_for_load: bool,
     parser: str,
     safety: Safety,
+    log_requests: logs.Requests,
 ) -> None:
     """Serve until told to stop, or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
     core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
-    server = Server(Router(core, protocols).handle, limits, parser, safety)
-    worker = Worker(AsyncChannel(control), core, server)
+    server = Server(traced(Router(core, protocols).handle, log_requests), limits, parser, safety)
+    core.connections = lambda: server.connections
+    worker = Worker(AsyncChannel(control), core, server, watch)
     obeying = asyncio.create_task(worker.obey())
     loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
     if wait_for_load:
@@ -187,15 +242,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--listen-fd", type=int, action="append", default=[], dest="listen")
     parser.add_argument("--limits", type=Limits.from_argument, default=Limits())
     parser.add_argument("--protocol", action="append", default=[], dest="protocols", help="all by default")
+    parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--stall-s", type=float, required=True)
+    parser.add_argument("--hang-s", type=float, required=True)
     parser.add_argument("--restarts", type=int, default=0)
     parser.add_argument("--wait-for-load", action="store_true")
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="")
+    parser.add_argument("--log", choices=get_args(logs.Format), default="text")
+    parser.add_argument("--log-requests", choices=get_args(logs.Requests), default="none")
     parser.add_argument("--parser", choices=PARSERS, default="")
     parser.add_argument("--safety", type=Safety.from_argument, default=Safety())
     options = parser.parse_args(arguments)
+    with contextlib.suppress(OSError):  # a container may not let us
+        process.first_to_die(_OUT_OF_MEMORY)
     process.harden(options.parent)
     process.share_heap()
-    logging.basicConfig(level=logging.WARNING, format="edgekit-serving: %(levelname)s %(message)s")
+    logs.setup(options.log, logging.WARNING, "serving")
+    logging.getLogger("edgekit.agent.requests").setLevel(logging.INFO)
     control = socket.socket(fileno=options.control_fd)
     listeners = [socket.socket(fileno=number) for number in options.listen]
     serving = serve(
@@ -203,10 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
         listeners,
         options.limits,
         protocols=options.protocols or (ALL,),
+        watch=Watch(Page.attach(options.progress_fd), options.stall_s, options.hang_s),
         restarts=options.restarts,
         wait_for_load=options.wait_for_load,
         parser=options.parser,
         safety=options.safety,
+        log_requests=options.log_requests,
     )
     try:
         # Not asyncio.run: at the end it waits for threads, and an engine may hang in one.

@@ -160,6 +160,7 @@ def _config(candidate: Candidate, measurement: Measurement, context: Context, gr
         architecture=hardware.architecture,
         isa=hardware.isa,
         memory_forecast_mib=forecast.memory_mib(recipe.engine, measurement.files, graph.arena_bytes),
+        memory_budget_mib=candidate.profile.budget.peak_rss_mib,
     )
     return processing.attach(made, context.processing) if context.processing else made
 

@@ -88,6 +88,9 @@ class VariantConfig:
     isa: tuple[str, ...]
     """CPU features without which this variant must not run."""
     memory_forecast_mib: float
+    memory_budget_mib: float = field(default=0.0, metadata=LATER)
+    """Most resident memory of a process that serves it, MiB: the profile's budget, which the agent enforces.
+    0: not declared."""
     pipeline: Pipeline | None = field(default=None, metadata=LATER)
     """From what a client has (a picture, a recording, a text) to an answer; None: tensors only."""
 

@@ -60,6 +60,7 @@ def describe(row: RowMapping) -> dict[str, Any]:
         "isa": reported.get("isa", []),
         "previous_release": reported.get("previous_release", ""),
         "endpoint": reported.get("endpoint", ""),
+        "notice": reported.get("notice", ""),
         "certificate": reported.get("certificate"),
     }
 

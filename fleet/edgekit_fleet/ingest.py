@@ -192,7 +192,8 @@ class Ingest:
         sender.known.version, sender.known.version_boot = said.version, said.boot
         sender.known.release = said.release[:200]
         if changed:
-            text = f"{sender.device} runs {said.release or 'nothing'}"
+            reason = f": {said.notice[:300]}" if said.notice else ""
+            text = f"{sender.device} runs {said.release or 'nothing'}{reason}"
             note(connection, "device", text, device=sender.device, data={"release": said.release})
 
     def _job_update(self, connection: Connection, sender: Sender, said: JobUpdate) -> Reply:

@@ -28,6 +28,7 @@ from edgekit_agent import ipc, launch
 from edgekit_agent.messages import Load, Unload, Unloaded
 from edgekit_agent.serve.limits import Limits
 from tests.support.serving import Candidate, Stand, UnixConnection, keyword_spotter, linear, stand
+from tests.support.stranger import install as install_stranger
 from tests.unit.runtimes import kws
 
 ROWS = range(200, 300)
@@ -328,49 +329,11 @@ def test_stop_drains_and_leaves_the_listening_socket_open(tmp_path: Path) -> Non
 
 # --- engines that misbehave, installed as a stranger's engine would be
 
-STRANGER = """
-import ctypes, os, time
-import numpy as np
-
-class Session:
-    thread_safe = True
-    def __init__(self, mode): self.mode = mode
-    def run(self, inputs):
-        x = inputs["x"]
-        if self.mode == "run-crash" and x[0, 0] == 13: ctypes.string_at(0)
-        if self.mode == "run-raise" and x[0, 0] == 13: raise ZeroDivisionError("thirteen")
-        if self.mode == "slow" and x[0, 0] == 13: time.sleep(float(x[0, 1]))
-        if self.mode == "nan" and x[0, 0] == 13: return {"y": x * np.float32("nan")}
-        return {"y": x * 1.0}
-    def coverage(self): return {}
-    def close(self): pass
-
-class Engine:
-    name = "stranger"
-    def version(self): return "1.0"
-    def load(self, files, options):
-        mode = options["mode"]
-        if mode == "crash": ctypes.string_at(0)
-        if mode == "exit": os._exit(7)
-        if mode == "hang": time.sleep(3600)
-        if mode == "eat": self.food = [np.ones(1 << 24) for _ in range(100)]
-        if mode == "raise": raise ZeroDivisionError("no reason")
-        return Session(mode)
-
-RUNTIME = Engine()
-"""
-
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine found by entry point in the children only: it must not touch the test's own process."""
-    package = tmp_path / "stranger"
-    (package / "stranger_engine-1.0.dist-info").mkdir(parents=True)
-    (package / "stranger_engine.py").write_text(STRANGER)
-    info = package / "stranger_engine-1.0.dist-info"
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-engine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgekit.runtimes]\nstranger = stranger_engine:RUNTIME\n")
-    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.setenv("PYTHONPATH", str(install_stranger(tmp_path)))
 
 
 def strange(mode: str, version: str = "1") -> Candidate:

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgekit.bundle.model import EngineRange, GoldenSpec, Preprocessing, ReleaseInfo, TensorSpec, Variant
 from edgekit.runtimes import Array, reference
+from tests.support import stranger
 from tests.support.bundles import Keys, make_config, make_variant, tiny_bundle
 
 X: Array = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -60,6 +61,27 @@ def variant(weight: float, *, lie: float = 0.0, profile: str = "generic-cpu", na
     outputs = answers(weight) + np.float32(lie)
     samples = {"inputs/x": X.tobytes(), "outputs/y": outputs.astype(np.float32).tobytes()}
     return make_variant(config, files=files, golden=golden, golden_files=samples)
+
+
+def strange(weight: float, mode: str, *, budget_mib: float = 0.0) -> Variant:
+    """Answers like `variant`; its engine (tests/support/stranger.py) misbehaves where x begins with 13."""
+    plain = variant(weight)
+    config = dataclasses.replace(
+        plain.config,
+        engine=EngineRange(stranger.NAME),
+        options={"mode": mode},
+        files=("weights.bin",),
+        memory_budget_mib=budget_mib,
+    )
+    files = {"weights.bin": weights(weight).tobytes()}
+    return make_variant(config, files=files, golden=plain.golden, golden_files=dict(plain.golden_files))
+
+
+def poison(argument: float = 0.0) -> Array:
+    """An input that makes `strange` misbehave."""
+    x = X.copy()
+    x[0, :2] = 13, argument
+    return x
 
 
 def release(folder: Path, version: str, *variants: Variant, keys: Keys, encrypt: bool = True) -> Path:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgekit_agent import metrics, process
+from edgekit_agent import exposition, metrics, process
+from edgekit_agent.board import Board
 from edgekit_agent.serve import infer as steps
 from edgekit_agent.serve.infer import A, Codec, NotServed, Outcome, Prepared, prepare
 from edgekit_agent.serve.lane import Job, Lane
@@ -36,6 +37,10 @@ class Core:
         """Of the agent."""
         self.restarts = restarts
         """How often serving came back; shown as a metric."""
+        self.memory_budget_mib = 0.0
+        """Of the release that is served; 0: none."""
+        self.connections: Callable[[], int] = lambda: 0
+        """How many are open; shown as a metric."""
         self.ledger = metrics.Ledger()
         self.regions = Regions()
         """Shared memory that clients have registered."""
@@ -82,7 +87,7 @@ class Core:
             raise NotServed(404, f"Request for unknown model: '{name}' version {version} is not found")
         return model
 
-    def exposition(self) -> bytes:
+    def exposition(self, board: Board) -> bytes:
         """Metrics as Prometheus text."""
         serving = {}
         if self.model is not None:
@@ -93,7 +98,14 @@ class Core:
                 "variant": config.variant,
                 "engine": config.engine.name,
             }
-        return metrics.exposition(self.ledger, serving, self.restarts, process.rss_mib())
+        now = exposition.Process(
+            restarts=self.restarts,
+            rss_mib=process.rss_mib(),
+            waiting=self.in_flight,
+            connections=self.connections(),
+            memory_budget_mib=self.memory_budget_mib,
+        )
+        return exposition.text(self.ledger, serving, now, board)
 
     def complain(self, what: str, exc: BaseException) -> None:
         """Log a bug with its traceback, but not ten thousand times a second."""
@@ -140,12 +152,12 @@ class Core:
             model = self.find(name, version)
         except NotServed as exc:
             counters = self.model.counters if self.model else self.ledger.nobody
-            counters.answered(exc.http_status, time.perf_counter_ns() - received_ns)
+            counters.answered(exc.http_status, time.perf_counter_ns() - received_ns, steps.protocol(codec))
             respond(codec.refuse(exc.http_status, exc.message))
             return
         if model.lane.waiting >= self.limits.max_queue:
             refused = Outcome(codec.refuse(503, "too many requests are waiting"), 503)
-            self._account(model, received_ns, refused)
+            self._account(model, codec, received_ns, refused)
             respond(refused.answer)
             return
         model.users += 1
@@ -189,14 +201,14 @@ class Core:
 
     def _finish(self, job: Job[Any], outcome: Outcome[Any]) -> None:
         self.in_flight -= 1
-        self._account(job.model, job.received_ns, outcome)
+        self._account(job.model, job.codec, job.received_ns, outcome)
         try:
             job.respond(outcome.answer)
         except Exception as exc:  # a bug of ours must not cost the others of a batch their answers
             self.complain("answering a request", exc)
         job.model.release_user()
 
-    def _account(self, model: Model, received_ns: int, outcome: Outcome[Any]) -> None:
-        model.counters.answered(outcome.status, time.perf_counter_ns() - received_ns)
+    def _account(self, model: Model, codec: Codec[A], received_ns: int, outcome: Outcome[A]) -> None:
+        model.counters.answered(outcome.status, time.perf_counter_ns() - received_ns, steps.protocol(codec))
         if outcome.bug is not None:
             self.complain("an inference", outcome.bug)

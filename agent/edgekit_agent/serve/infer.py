@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -76,6 +77,16 @@ class Outcome(Generic[A]):
     output_ns: int = 0
     bug: BaseException | None = None
     """What nobody expected; for the log."""
+
+
+@cache
+def _protocol(kind: type) -> str:
+    return getattr(kind, "protocol", "") or kind.__module__.rpartition(".")[2].replace("_", "-")
+
+
+def protocol(codec: Codec[Any]) -> str:
+    """What metrics call the protocol of a codec: its `protocol`, else its module, such as "oip-http"."""
+    return _protocol(type(codec))
 
 
 def prepare(model: Model, arrays: dict[str, Array], limits: Limits, note: Any = None) -> Prepared:

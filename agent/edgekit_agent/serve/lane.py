@@ -192,7 +192,7 @@ class Lane:
         fine = [pair for pair in zip(jobs, outcomes, strict=True) if pair[1].status == 200]
         count = len(fine)
         counters.inferences += sum([outcome.samples for _, outcome in fine])
-        counters.queue.add(sum([job.waited_ns for job, _ in fine]), count)
+        counters.waited([job.waited_ns for job, _ in fine])
         counters.compute_input.add(sum([_of(job).input_ns for job, _ in fine]), count)
         counters.compute_infer.add(sum([outcome.infer_ns for _, outcome in fine]), count)
         counters.compute_output.add(sum([outcome.output_ns for _, outcome in fine]), count)

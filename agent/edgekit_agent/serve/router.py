@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Sequence
 from typing import Protocol as Interface
 
+from edgekit_agent.board import Meter
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve import protocols
 from edgekit_agent.serve.core import Core
@@ -37,6 +39,7 @@ class Router:
         """`names`: as in the configuration. Raises ConfigError for one that is unknown."""
         self._core = core
         self._parts: dict[bytes, list[str]] = {}
+        self._meter = Meter()
         self._protocols = [load(name, core) for name in protocols.chosen(names)]
 
     def handle(self, request: Request, respond: Respond) -> None:
@@ -51,7 +54,7 @@ class Router:
             if parts != ["metrics"]:
                 respond(error(404, "Not Found"))
             elif http.allowed(b"GET", request, respond):
-                respond(Response(200, self._core.exposition(), _PROMETHEUS))
+                self._metrics(respond)
         except Exception as exc:  # a bug of ours: the client gets an answer, the log a traceback
             self._core.complain("answering a request", exc)
             respond(error(500, "internal error; see the agent's log"))
@@ -63,6 +66,13 @@ class Router:
                 self._parts.clear()
             self._parts[target] = parts
         return parts
+
+    def _metrics(self, respond: Respond) -> None:
+        """The board is read on a thread: a temperature may take milliseconds."""
+        reading = asyncio.get_running_loop().run_in_executor(None, self._meter.read)
+        reading.add_done_callback(
+            lambda done: respond(Response(200, self._core.exposition(done.result()), _PROMETHEUS))
+        )
 
 
 def load(name: str, core: Core) -> Protocol:

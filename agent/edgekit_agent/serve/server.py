@@ -84,16 +84,21 @@ class Server:
             server = await self._loop.create_server(self._connection, sock=copy, backlog=_BACKLOG)
             self._servers.append(server)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Stop accepting, answer what is begun, close. False when `timeout_s` passed before that."""
+    async def drain(self, timeout_s: float, grace_s: float = 0.0) -> bool:
+        """Stop accepting, answer what is begun, close. False when `timeout_s` passed before that.
+
+        Idle connections may ask once more for `grace_s`; the answer closes them.
+        """
         self.draining = True
         for server in self._servers:
             server.close()
         self._servers.clear()
-        deadline = self.now() + timeout_s
+        begin = self.now()
+        deadline = begin + timeout_s
         while self._connections:
             for connection in list(self._connections):
-                connection.close_if_idle()
+                if self.now() >= begin + grace_s:
+                    connection.close_if_idle()
             if self.now() > deadline:
                 return False
             await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import InputError, SystemFault
+from edgekit.errors import ConfigError, InputError, SystemFault
 from edgekit_agent.config import ServeSection
 from edgekit_agent.listeners import bind
 
@@ -48,3 +48,13 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
 def test_path_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="longer"):
         bind(ServeSection(port=0, unix=str(tmp_path / ("x" * 120))))
+
+
+def test_given_sockets_are_guarded_too() -> None:
+    """Whoever gives a socket of a network does not thereby say that everybody may ask."""
+    with socket.create_server(("0.0.0.0", 0)) as everywhere, socket.create_server(("127.0.0.1", 0)) as here:
+        with pytest.raises(ConfigError, match="without TLS"):
+            bind(ServeSection(), [here, everywhere])
+        made = bind(ServeSection(allow_plaintext=True, allow_anonymous=True), [here, everywhere])
+        assert made.endpoint.split()[0] == f"http://127.0.0.1:{here.getsockname()[1]}"
+        assert made.unix is None

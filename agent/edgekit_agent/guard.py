@@ -1,0 +1,106 @@
+"""What makes the supervisor replace a serving process: progress, memory and idle work, not liveness alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from edgekit.errors import SystemFault
+from edgekit_agent import board
+from edgekit_agent.ipc import Closed
+from edgekit_agent.launch import Serving
+
+PING_S = 1.0
+PING_TIMEOUT_S = 0.5
+LEAK_S = 3.0
+"""Memory over the budget for so long is not a large request's: it will not come back."""
+EXCESS = 1.25
+"""Times the budget that no process may have for a moment; its own allocations fail from there, too."""
+SPIN_S = 10.0
+SPIN_SHARE = 0.5
+"""So much of one core over SPIN_S, while no request is running, is work that nobody asked for."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a serving process has to be replaced."""
+
+    reason: str
+    gentle: bool = False
+    """It still answers: start another first, then let it finish what it has begun."""
+
+
+class Guard:
+    """Of one serving process with one release. `look` several times a second; touched by one thread."""
+
+    def __init__(self, serving: Serving, *, hang_s: float, memory_mib: float = 0.0) -> None:
+        """`memory_mib`: the release's budget, resident memory of the process; 0: no bound."""
+        self._serving, self._hang_s, self._memory_mib = serving, hang_s, memory_mib
+        now = time.monotonic()
+        self._heard = self._pinged = now
+        self._fat_since: float | None = None
+        self._requests = -1
+        self._quiet_since, self._quiet_cpu_s = now, self._engine_cpu_s()
+
+    def look(self) -> Verdict | None:
+        """None: all is well. Raises nothing; takes up to PING_TIMEOUT_S."""
+        if not self._serving.alive:
+            return Verdict("it ended")
+        if overdue := self._serving.page.overdue_s(time.monotonic_ns()):
+            return Verdict(f"an inference should have ended {overdue:.1f} s ago")
+        return self._memory() or self._ping()
+
+    def _memory(self) -> Verdict | None:
+        if not self._memory_mib:
+            return None
+        now, size = time.monotonic(), board.resident_mib(self._serving.process.pid)
+        if size <= self._memory_mib:
+            self._fat_since = None
+            return None
+        self._fat_since = self._fat_since or now
+        text = f"it has {size:.0f} MiB of memory, {self._memory_mib:.0f} MiB are its budget"
+        if size > EXCESS * self._memory_mib:
+            return Verdict(text)
+        return Verdict(text, gentle=True) if now - self._fat_since > LEAK_S else None
+
+    def _ping(self) -> Verdict | None:
+        now = time.monotonic()
+        if now - self._pinged < PING_S:
+            return None
+        self._pinged = now
+        try:
+            pong = self._serving.ping(timeout_s=PING_TIMEOUT_S)
+        except Closed:
+            return Verdict("it ended")
+        except SystemFault:
+            self._working(now)
+            silent = time.monotonic() - self._heard
+            return Verdict(f"it has not answered for {silent:.0f} s") if silent > self._hang_s else None
+        self._heard = now
+        if pong.oldest_run_s > self._hang_s:  # where the page has no slot for it
+            return Verdict(f"an inference has been running for {pong.oldest_run_s:.0f} s")
+        if pong.in_flight or pong.requests != self._requests:
+            self._requests = pong.requests
+            self._working(now)
+            return None
+        return self._spins(now)
+
+    def _working(self, now: float) -> None:
+        self._quiet_since, self._quiet_cpu_s = now, self._engine_cpu_s()
+
+    def _engine_cpu_s(self) -> float:
+        """Without the main thread, which has clients to talk to."""
+        pid = self._serving.process.pid
+        return board.cpu_s(pid) - board.cpu_s(pid, pid)
+
+    def _spins(self, now: float) -> Verdict | None:
+        quiet = now - self._quiet_since
+        if quiet < SPIN_S:
+            return None
+        used = self._engine_cpu_s() - self._quiet_cpu_s
+        self._working(now)
+        if used / quiet < SPIN_SHARE:
+            return None
+        return Verdict(
+            f"it used {used:.1f} s of the processor in {quiet:.0f} s without a request", gentle=True
+        )

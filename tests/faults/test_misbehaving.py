@@ -1,0 +1,240 @@
+"""Models that segfault, hang, spin or leak in a running agent: each costs its own requests, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgekit import bundle
+from edgekit.bundle.model import Variant
+from edgekit.errors import GoldenError, SystemFault
+from edgekit.runtimes import Array
+from edgekit.wire import JobState
+from edgekit_agent import spare
+from edgekit_agent.config import ServeSection
+from edgekit_agent.prepare import Prepared, into_memory
+from edgekit_agent.supervisor import Supervisor
+from tests.support import stranger
+from tests.support.agent_process import AGENT, Device, device
+from tests.support.bundles import Keys
+from tests.support.devices import Client, poison, release, strange, variant, wait_for
+
+pytestmark = pytest.mark.faults
+
+
+@contextlib.contextmanager
+def running(folder: Path, mode: str, **serve: object) -> Iterator[Device]:
+    """An agent that serves a good 1.0.0 and then, committed, 2.0.0 of this mode."""
+    environment = {"PYTHONPATH": str(stranger.install(folder))}
+    with device(folder, environment, **serve) as made:
+        for version, one in (("1.0.0", variant(1.0)), ("2.0.0", strange(2.0, mode))):
+            job = made.assign(release(folder, version, one, keys=made.place.keys))
+            made.start()
+            assert made.end_of(job.job) is JobState.SUCCEEDED, made.log()
+            if version == "1.0.0":
+                made.close()
+        assert made.client.served_weight() == 2.0
+        yield made
+
+
+def ask(made: Device, x: Array) -> str:
+    """What a client of a bad input sees: the status, or that the connection was lost."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    try:
+        return str(made.client.request("POST", "/v2/models/tiny/infer", {"inputs": [tensor]})[0])
+    except (OSError, http.client.HTTPException):
+        return "lost"
+
+
+def revivals(made: Device) -> int:
+    return made.log().count("serving tiny:2.0.0 again after")
+
+
+def answers(made: Device) -> float:
+    """Which release answers, as soon as one does: a connection of the dying process may be lost."""
+    found: list[float] = []
+    wait_for("an answer", lambda: bool(found.append(made.client.served_weight()) or found))  # type: ignore[func-returns-value]
+    return found[0]
+
+
+@pytest.mark.parametrize("mode", ["run-crash", "run-hang", "run-hang-gil", "run-spin"])
+def test_the_last_good_release_answers_again(tmp_path: Path, mode: str) -> None:
+    with running(tmp_path, mode, stall_s=0.5, crash_limit=0) as made:
+        assert made.child is not None
+        supervisor = psutil.Process(made.child.pid)
+        for turn in range(1, 4):
+            wait_for("a spare", lambda: len(made.workers()) == 2)
+            assert ask(made, poison()) == "lost"
+            assert answers(made) == 2.0
+            wait_for("the log", lambda n=turn: revivals(made) == n)  # type: ignore[misc]
+        assert supervisor.is_running() and made.child.poll() is None
+        assert "Traceback" not in made.log()
+        said = json.loads(subprocess.check_output([AGENT, "status", "--state", str(made.state)]))
+        assert (said["current"]["release"], said["notice"], said["job"]) == ("tiny:2.0.0", "", None)
+
+
+def test_a_release_that_keeps_crashing_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    with running(tmp_path, "run-crash", crash_limit=3) as made:
+        for turn in range(1, 4):
+            assert ask(made, poison()) == "lost"
+            assert answers(made) == (2.0 if turn < 3 else 1.0)
+        said = json.loads(subprocess.check_output([AGENT, "status", "--state", str(made.state)]))
+        assert (said["current"]["release"], said["previous"]) == ("tiny:1.0.0", None)
+        assert said["notice"].startswith("tiny:2.0.0 crashed")
+        made.kill()
+        made.start()
+        assert answers(made) == 1.0, "for good: a restart serves it too"
+        # What was assigned is not forgotten: assigned once more, it is tried once more.
+        made.close()
+        again = made.assign(release(tmp_path, "2.0.1", variant(3.0), keys=made.place.keys))
+        made.start()
+        assert made.end_of(again.job) is JobState.SUCCEEDED and made.client.served_weight() == 3.0
+        said = json.loads(subprocess.check_output([AGENT, "status", "--state", str(made.state)]))
+        assert said["notice"] == "" and said["previous"]["release"] == "tiny:1.0.0"
+
+
+class Traffic:
+    """A client that opens a connection per request, as curl does, and counts what is not a right answer."""
+
+    def __init__(self, client: Client) -> None:
+        self.good, self.bad = 0, list[str]()
+        self._client, self._stop = client, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                assert self._client.served_weight() == 2.0
+                self.good += 1
+            except (OSError, http.client.HTTPException, AssertionError) as exc:
+                self.bad.append(repr(exc))
+            time.sleep(0.01)
+
+
+def serving(made: Device) -> psutil.Process:
+    """The process that answers: the spare has no model, hence less memory."""
+    return max(made.workers(), key=lambda one: one.memory_info().rss)
+
+
+def test_a_leak_is_replaced_and_no_request_lost(tmp_path: Path) -> None:
+    with running(tmp_path, "leak", memory_mib=200, crash_limit=0) as made:
+        leaking = serving(made)
+        with Traffic(made.client) as traffic:
+            while leaking.memory_info().rss < 205 << 20:
+                assert ask(made, poison(10)) == "200"
+            wait_for("the end of what leaks", lambda: not leaking.is_running(), 30)
+            seen = traffic.good
+            wait_for("answers", lambda: traffic.good > seen + 5)
+        assert traffic.bad == []
+        assert serving(made).memory_info().rss < 200 << 20
+        assert "MiB of memory, 200 MiB are its budget" in made.log()
+
+
+def test_a_request_beyond_the_budget_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, "leak", memory_mib=200, crash_limit=0) as made:
+        before = serving(made)
+        assert ask(made, poison(400)) == "503"
+        assert made.client.served_weight() == 2.0
+        assert serving(made).pid == before.pid
+
+
+@pytest.mark.slow
+def test_work_that_nobody_asked_for_ends(tmp_path: Path) -> None:
+    with running(tmp_path, "spin-after", crash_limit=0) as made:
+        spinning = serving(made)
+        assert ask(made, poison()) == "200"
+        wait_for("the end of what spins", lambda: not spinning.is_running(), 60)
+        assert answers(made) == 2.0
+        assert "of the processor" in made.log()
+
+
+# -- candidates that pass the probe and misbehave in the serving process
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    monkeypatch.setenv("PYTHONPATH", str(stranger.install(tmp_path)))
+    made = Supervisor(ServeSection(port=0, unix=str(tmp_path / "s.sock")))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def prepared(folder: Path, version: str, one: Variant) -> Prepared:
+    keys = Keys()
+    opened = bundle.open(release(folder, version, one, keys=keys), [keys.signer.public()])
+    return into_memory(opened, opened.variants[0], opened.content_key(keys.recipient))
+
+
+@pytest.mark.parametrize("mode", ["crash-in-serving", "hang-in-serving"])
+def test_a_candidate_that_takes_serving_down_changes_nothing(
+    tmp_path: Path, supervisor: Supervisor, mode: str
+) -> None:
+    client = Client(unix=tmp_path / "s.sock")
+    supervisor.swap(prepared(tmp_path, "1.0.0", variant(1.0)), 60)
+    assert client.served_weight() == 1.0
+    bad = prepared(tmp_path, "2.0.0", strange(2.0, mode))
+    with pytest.raises(SystemFault):
+        supervisor.swap(bad, 3)
+    bad.close()
+    assert client.served_weight() == 1.0, "at once: swap puts it back before it raises"
+    later = prepared(tmp_path, "3.0.0", strange(2.0, "fine"))
+    supervisor.swap(later, 60)
+    assert client.served_weight() == 2.0, "nothing is stuck"
+
+
+def test_where_memory_is_short_the_old_release_ends_first(tmp_path: Path) -> None:
+    made = Supervisor(ServeSection(port=0, unix=str(tmp_path / "s.sock"), swap="replace"))
+    made.start()
+    client = Client(unix=tmp_path / "s.sock")
+    try:
+        made.swap(prepared(tmp_path, "1.0.0", variant(1.0)), 60)
+        assert client.served_weight() == 1.0
+        with pytest.raises(GoldenError):
+            made.swap(prepared(tmp_path, "2.0.0", variant(2.0, lie=1.0)), 60)
+        assert client.served_weight() == 1.0, "a candidate that fails brings the old one back"
+        made.swap(prepared(tmp_path, "3.0.0", variant(3.0)), 60)
+        assert client.served_weight() == 3.0
+    finally:
+        made.stop()
+
+
+# -- the spare
+
+
+def test_a_spare_costs_nothing_where_memory_is_short() -> None:
+    started: list[int] = []
+
+    def start() -> Callable[[], None]:
+        started.append(1)
+        raise SystemFault("no process today")
+
+    free = [100.0]
+    made = spare.Spare(start, "auto", lambda: free[0])  # type: ignore[arg-type]
+    made.tend("reference")
+    assert started == [] and not made.ready
+    free[0] = 1000.0
+    made.tend("reference")
+    wait_for("a start", lambda: started == [1])
+    made.tend("reference")
+    assert started == [1], "what failed is not tried again at once"
+    made.close()
