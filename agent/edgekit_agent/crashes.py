@@ -8,7 +8,7 @@ CALM_S = 60.0
 """Crashes that are further apart have nothing to do with each other."""
 AT_ONCE = 5
 """So many crashes in CALM_S are answered at once; the next ones wait, longer each time."""
-LONGEST_WAIT_S = 5.0
+LONGEST_WAIT_S, LONGEST_WAIT_SERVED_S = 5.0, 0.5
 
 
 class Crashes:
@@ -21,11 +21,13 @@ class Crashes:
         self._times = [one for one in self._times if now - one < CALM_S][-16:]
         return len(self._times)
 
-    def add(self, now: float) -> float:
-        """Note one more; seconds to wait before the next try."""
+    def add(self, now: float, *, served: bool = False) -> float:
+        """Note one more; seconds to wait before the next try. `served`: until then it had answered, so that
+        some request is to blame and the others should not wait long."""
         self._times.append(now)
         beyond = self.count(now) - AT_ONCE
-        return min(LONGEST_WAIT_S, 0.1 * 2.0**beyond) if beyond > 0 else 0.0
+        longest = LONGEST_WAIT_SERVED_S if served else LONGEST_WAIT_S
+        return min(longest, 0.1 * 2.0**beyond) if beyond > 0 else 0.0
 
     def clear(self) -> None:
         self._times.clear()

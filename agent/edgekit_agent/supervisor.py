@@ -265,8 +265,8 @@ class Supervisor:
             with suppress(Exception):
                 reason = f"{reason}; {how(self._serving.process.poll())}"
             self._serving.kill()
+        wait_s = self._crashes.add(time.monotonic(), served=self._up)
         self._serving, self._up = None, False
-        wait_s = self._crashes.add(time.monotonic())
         pause = f" in {wait_s:.1f} s" if wait_s else ""
         log.warning("serving is started again%s: %s", pause, reason)
         if self._stopping.wait(wait_s):

@@ -27,6 +27,7 @@ from tests.support import stranger
 from tests.support.agent_process import AGENT, Device, device
 from tests.support.bundles import Keys
 from tests.support.devices import Client, poison, release, strange, variant, wait_for
+from tests.support.serving import UnixConnection
 
 pytestmark = pytest.mark.faults
 
@@ -103,25 +104,39 @@ def test_a_release_that_keeps_crashing_gives_way_to_the_one_before(tmp_path: Pat
 
 
 class Traffic:
-    """A client that opens a connection per request, as curl does, and counts what is not a right answer."""
+    """Two clients that count what is not a right answer: one opens a connection per request as curl does, the
+    other keeps its connection until an answer says that it was the last."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, made: Device) -> None:
         self.good, self.bad = 0, list[str]()
-        self._client, self._stop = client, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._client, self._stop = made.client, threading.Event()
+        self._kept = UnixConnection(made.state / "agent.sock")
+        self._threads = [threading.Thread(target=self._run, args=(one,)) for one in (self._new, self._same)]
 
     def __enter__(self) -> Traffic:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        self._kept.close()
 
-    def _run(self) -> None:
+    def _new(self) -> None:
+        assert self._client.served_weight() == 2.0
+
+    def _same(self) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 0, 0, 0]}
+        self._kept.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}))
+        response = self._kept.getresponse()
+        assert json.loads(response.read())["outputs"][0]["data"] == [2.0, -2.0]
+
+    def _run(self, ask_once: Callable[[], None]) -> None:
         while not self._stop.is_set():
             try:
-                assert self._client.served_weight() == 2.0
+                ask_once()
                 self.good += 1
             except (OSError, http.client.HTTPException, AssertionError) as exc:
                 self.bad.append(repr(exc))
@@ -136,7 +151,7 @@ def serving(made: Device) -> psutil.Process:
 def test_a_leak_is_replaced_and_no_request_lost(tmp_path: Path) -> None:
     with running(tmp_path, "leak", memory_mib=200, crash_limit=0) as made:
         leaking = serving(made)
-        with Traffic(made.client) as traffic:
+        with Traffic(made) as traffic:
             while leaking.memory_info().rss < 205 << 20:
                 assert ask(made, poison(10)) == "200"
             wait_for("the end of what leaks", lambda: not leaking.is_running(), 30)
