@@ -206,7 +206,8 @@ async def serve(
     """Serve until told to stop, or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
     core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
-    server = Server(traced(Router(core, protocols).handle, log_requests), limits, parser, safety)
+    handle = traced(Router(core, protocols).handle, log_requests)
+    server = Server(handle, limits, parser, safety, waiting=lambda: core.waiting, turns=core.turns)
     core.connections = lambda: server.connections
     worker = Worker(AsyncChannel(control), core, server, watch)
     obeying = asyncio.create_task(worker.obey())

@@ -104,10 +104,6 @@ class Access:
             return Refused(403, f"the token does not carry the role {need}")
         return token
 
-    def refused(self, need: str, authorization: bytes | None) -> Refused | None:
-        found = self.check(need, authorization)
-        return found if isinstance(found, Refused) else None
-
     def _mark(self) -> tuple[int, ...]:
         try:
             about = self._path.lstat()

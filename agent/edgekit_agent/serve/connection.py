@@ -7,15 +7,17 @@ outstanding or the client does not read, the connection stops reading.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from edgekit_agent.serve import peer
+from edgekit_agent.serve.heads import SINGLE, problem
+from edgekit_agent.serve.http_tools import RETRY
 from edgekit_agent.serve.known import Known
 from edgekit_agent.serve.message import Request, Response, error
+from edgekit_agent.serve.shares import Share
 from edgekit_agent.serve.sink import BadRequest, RequestParser
 
 if TYPE_CHECKING:
@@ -26,12 +28,7 @@ _PAUSE_AT = 8
 _MAX_HEADERS = 100
 _SPLIT_BYTES = 64 * 1024
 _LINGER_S = 2.0
-_SINGLE = frozenset({
-    b"content-length", b"transfer-encoding", b"host", b"authorization", b"content-encoding", b"content-type",
-    b"inference-header-content-length", b"expect",
-})  # fmt: skip
-"""Header fields that come once: of two the next program on the way might believe the other."""
-_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]{0,255}")
+_COUNTED_FROM = 64 * 1024  # smaller bodies fit into what connections buffer anyway
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
 
@@ -42,6 +39,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._peer = peer.NOBODY
+        self.share: Share | None = None  # the client's; while the connection is open
         self._parser = parser(self)
         self._waiting: deque[Request | Response] = deque()
         self._current: Request | None = None  # being answered
@@ -54,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._quiet: float = server.now()  # when the connection was last of use
         self._blocked: float | None = None  # since when the client does not read
         self._known: Known | None = None
+        self._begun_for: Share | None = None  # whose share the current request counts in
+        self._held = 0  # bytes of the body that is coming which count as buffered
         self._completed = 0  # requests in the bytes that are being parsed
         self._last: Request | None = None  # of these
         self._reset()
@@ -107,14 +107,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._peer = peer.of(transport)
-        if not self._server.opened(self):
-            self._fail(503, "too many connections")
+        self.share = self._server.shares.join(self._peer.key)
+        if not self._server.opened(self, self.share):
+            self._fail(503, "too many connections", RETRY)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
         self._peer.close()
         self._deaf = True
-        self._waiting.clear()
+        self._drop_waiting()
+        self._let_go(self._held)
+        if self.share is not None:
+            self._server.shares.leave(self.share)
         self._server.closed(self)
         del self._parser  # it and we refer to each other
 
@@ -179,7 +183,7 @@ class Connection(asyncio.Protocol):
         if self._head_done:
             return  # a trailer: it must not change what the header said
         name = name.lower()
-        if name in self._headers and name in _SINGLE:
+        if name in self._headers and name in SINGLE:
             self._repeated = name
         if len(self._headers) < _MAX_HEADERS:
             self._headers[name] = value.strip(b" \t")  # llhttp leaves what follows
@@ -193,45 +197,25 @@ class Connection(asyncio.Protocol):
         if self._parser.upgrade() and self._parser.method() != b"CONNECT":
             self._upgrading = True
             return
-        limits, headers = self._server.limits, self._headers
-        size = len(self._url) + sum(len(name) + len(value) for name, value in headers.items())
-        length = headers.get(b"content-length", b"0")
-        coding = headers.get(b"transfer-encoding")
-        expect = headers.get(b"expect")
-        if self._parser.version() not in ("1.0", "1.1"):
-            self._fail(505, "speak HTTP/1.1")
-        elif self._repeated:
-            self._fail(400, f"bad request: two header fields {self._repeated.decode()}")
-        elif b"host" not in headers and self._parser.version() == "1.1":
-            self._fail(400, "bad request: no Host")
-        elif not _HOST.fullmatch(headers.get(b"host", b"")):
-            self._fail(400, "bad request: not a Host")
-        elif coding is not None and self._parser.version() == "1.0":
-            self._fail(400, "bad request: HTTP/1.0 has no Transfer-Encoding")
-        elif size > limits.max_header_bytes:
-            self._fail(431, "the request's header is too large")
-        elif self._parser.method() == b"CONNECT":
-            self._fail(405, "Method Not Allowed")
-        elif coding is not None and b"content-length" in headers:
-            self._fail(400, "bad request: both Transfer-Encoding and Content-Length")
-        elif coding is not None and coding.lower() != b"chunked":
-            self._fail(501, "the only transfer encoding is chunked")
-        elif not length.isdigit() or len(length) > 18 or int(length) > limits.max_body_bytes:
-            self._fail(413, f"the body is larger than the {limits.max_body_bytes} bytes allowed")
-        elif refused := self._server.refused(
-            self._peer, self._parser.method(), self._url, headers.get(b"authorization")
-        ):
-            self._fail(refused.status, refused.text, refused.extra)  # before its body is taken
-        elif expect is not None and expect.lower() != b"100-continue":
-            self._fail(417, "the only expectation is 100-continue")
-        elif expect is not None and self._parser.version() == "1.1":
+        headers, parser, method = self._headers, self._parser, self._parser.method()
+        wrong = problem(parser.version(), method, self._url, headers, self._repeated, self._server.limits)
+        if wrong is not None:
+            self._fail(*wrong)
+        elif no := self._server.refused(self._peer, method, self._url, headers.get(b"authorization")):
+            self._fail(no.status, no.text, no.extra)  # before its body is taken
+        elif b"expect" in headers and parser.version() == "1.1":
             self._owes_continue = True
+        if self.share is not None and self.share.key != self._peer.key:
+            self._rejoin()
 
     def on_body(self, body: bytes) -> None:
         if self._deaf:
             return
         self._body_bytes += len(body)
         self._owes_continue = False
+        if self._body_bytes > _COUNTED_FROM and not self._hold(self._body_bytes - self._held):
+            self._fail(503, "too many large requests at once", RETRY)
+            return
         if self._body_bytes > self._server.limits.max_body_bytes:
             limit = self._server.limits.max_body_bytes
             self._fail(413, f"the body is larger than the {limit} bytes allowed")
@@ -247,6 +231,7 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter_ns()
         old = self._parser.version() == "1.0"
         request = Request(method, self._url, self._headers, body, keep_alive, now, old)
+        request.held, self._held = self._held, 0
         self._completed, self._last = self._completed + 1, request
         self._take(request)
         self._reset()
@@ -276,6 +261,8 @@ class Connection(asyncio.Protocol):
         self._failed = self._deaf = True
         self._begun = None
         self._body.clear()
+        self._let_go(self._held)
+        self._held = 0
         self._waiting.append(error(status, text, extra))
         self._pump()
 
@@ -290,7 +277,7 @@ class Connection(asyncio.Protocol):
                 self._write(item, close=True)
             else:
                 self._current = item
-                self._server.handle(item, self._respond)
+                self._ask(item)
         self._pumping = False
         if self._owes_continue and self._current is None and not self._waiting and self._transport:
             self._owes_continue = False
@@ -298,6 +285,8 @@ class Connection(asyncio.Protocol):
 
     def _respond(self, response: Response) -> None:
         request, self._current = self._current, None
+        if request is not None:
+            self._end(request)
         if request is None or self._transport is None:
             return  # the client has gone
         close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
@@ -326,7 +315,7 @@ class Connection(asyncio.Protocol):
     def _hang_up(self) -> None:
         """After the last answer. A client that still sends is heard out, or it would not read why."""
         self._closing = self._deaf = True
-        self._waiting.clear()
+        self._drop_waiting()
         if self._transport is None:
             return
         if self._failed and self._transport.can_write_eof():
@@ -336,6 +325,50 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         else:
             self._transport.close()
+
+    # --- shares
+
+    def _rejoin(self) -> None:
+        """Its token says who the client is: that one's share counts from now on."""
+        if self.share is not None and self._current is None and not self._waiting:
+            self._server.shares.leave(self.share)
+            self.share = self._server.shares.join(self._peer.key)
+
+    def _ask(self, request: Request) -> None:
+        """Have the request answered, if its client may ask that now."""
+        server, share = self._server, self.share
+        if share is not None and request.method == b"POST":  # what only reads is answered at once
+            if not server.shares.begin(share, server.now()):
+                self._respond(error(429, "too many requests of yours are waiting", RETRY))
+                return
+            self._begun_for = share
+        before, server.turns.asking = server.turns.asking, share
+        server.handle(request, self._respond)
+        server.turns.asking = before
+
+    def _end(self, request: Request) -> None:
+        self._let_go(request.held)
+        if self._begun_for is not None:
+            self._server.shares.end(self._begun_for)
+            self._begun_for = None
+
+    def _hold(self, size: int) -> bool:
+        if self.share is None or not self._server.shares.hold(self.share, size):
+            return False
+        self._held += size
+        return True
+
+    def _let_go(self, size: int) -> None:
+        if size and self.share is not None:
+            self._server.shares.release(self.share, size)
+
+    def _drop_waiting(self) -> None:
+        for item in self._waiting:
+            if isinstance(item, Request):
+                self._let_go(item.held)
+        self._waiting.clear()
+
+    # --- flow
 
     def _throttle(self) -> None:
         """Read on, or not, by how many requests wait."""

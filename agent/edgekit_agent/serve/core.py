@@ -20,6 +20,7 @@ from edgekit_agent.serve.lane import Job, Lane
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.shared_memory import Regions
+from edgekit_agent.serve.shares import Turns
 
 __all__ = ["Codec", "Core", "NotServed", "Prepared", "prepare"]
 
@@ -47,6 +48,8 @@ class Core:
         self.model: Model | None = None
         self.in_flight = 0
         self._loop = asyncio.get_running_loop()
+        self.turns = Turns()
+        """Who asks, and whose turn it is."""
         self._in_use: set[Model] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._decoding: Gate | None = None
@@ -60,13 +63,18 @@ class Core:
         if old is not None:
             old.retire(lambda: self._retired(old))
         if model is not None:
-            model.lane = Lane(model, self.limits, self._finish)
+            model.lane = Lane(model, self.limits, self._finish, self.turns)
             self._in_use.add(model)
 
     async def retired(self) -> None:
         """Wait until every model but the current one is closed."""
         while self._closing or len(self._in_use) > (self.model is not None):
             await asyncio.sleep(0.005)
+
+    @property
+    def waiting(self) -> int:
+        """Requests of the current release that wait for the engine."""
+        return self.model.lane.waiting if self.model else 0
 
     def oldest_run_s(self) -> float:
         """Age of the longest running inference, of any release; 0 when none runs."""
@@ -162,7 +170,7 @@ class Core:
             return
         model.users += 1
         self.in_flight += 1
-        job = Job(model, codec, respond, received_ns, deadline_ns, priority)
+        job = Job(model, codec, respond, received_ns, deadline_ns, priority, self.turns.asking)
         if heavy:
             self._decoder().submit(lambda: self._decode_apart(job))
         else:

@@ -19,6 +19,7 @@ from edgekit_agent.serve import infer as steps
 from edgekit_agent.serve.infer import A, Codec, Outcome, Prepared, Run
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
+from edgekit_agent.serve.shares import Share, Turns
 
 _HEAVY_BYTES = 64 * 1024
 """Larger answers are encoded on the model's thread: as JSON they would hold up other connections."""
@@ -35,6 +36,8 @@ class Job(Generic[A]):
     received_ns: int
     deadline_ns: int
     priority: int
+    share: Share | None = None
+    """Whose request it is."""
     prepared: Prepared | None = None
     waited_ns: int = 0
     """When it began to wait, and from when it runs how long it had."""
@@ -49,15 +52,16 @@ Finish = Callable[[Job[Any], Outcome[Any]], None]
 class Lane:
     """Lives on the event loop, except for `_work`."""
 
-    def __init__(self, model: Model, limits: Limits, finish: Finish) -> None:
+    def __init__(self, model: Model, limits: Limits, finish: Finish, turns: Turns) -> None:
         """`finish` gets each job with its outcome, once, on the loop."""
+        self._turns = turns
         self._model = model
         self._limits = limits
         self._finish = finish
         self._batch = min(model.pace.batch, limits.max_joined)
         self._ragged = any(-1 in spec.shape[1:] for spec in model.config.inputs)
         self._loop = asyncio.get_running_loop()
-        self._heap: list[tuple[int, int, Job[Any]]] = []
+        self._heap: list[tuple[int, int, int, Job[Any]]] = []
         self._numbers = itertools.count()
         self._samples = 0  # that wait
         self._runs = 0  # in threads
@@ -74,7 +78,8 @@ class Lane:
         """Run a job, which has `prepared`, as soon as may be."""
         prepared = _of(job)
         job.waited_ns = time.perf_counter_ns()
-        heapq.heappush(self._heap, (-prepared.priority, next(self._numbers), job))
+        turn = self._turns.stamp(job.share, prepared.samples)
+        heapq.heappush(self._heap, (-prepared.priority, turn, next(self._numbers), job))
         self._samples += prepared.samples
         if self._runs < self._model.gate.width:
             full = self._samples >= self._batch or self.waiting >= self._limits.max_queue
@@ -117,11 +122,12 @@ class Lane:
         samples = 0
         now = time.perf_counter_ns()
         while self._heap:
-            job = self._heap[0][2]
+            _, turn, _, job = self._heap[0]
             prepared = _of(job)
             if jobs and (samples + prepared.samples > self._batch or not self._fits(jobs[0], job)):
                 break
             heapq.heappop(self._heap)
+            self._turns.served(turn)
             self._samples -= prepared.samples
             job.taken = True
             if job.timer is not None:
@@ -149,7 +155,7 @@ class Lane:
             job.taken = True
             job.waited_ns = time.perf_counter_ns() - job.waited_ns
             self._samples -= _of(job).samples
-            self._heap = [entry for entry in self._heap if entry[2] is not job]
+            self._heap = [entry for entry in self._heap if entry[-1] is not job]
             heapq.heapify(self._heap)
             self._refuse(job)
 

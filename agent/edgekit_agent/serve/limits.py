@@ -21,6 +21,9 @@ class Limits:
     max_joined: int = 64
     """Samples of requests that share a run, where measurement says that it pays; 1: never share."""
     max_connections: int = 128
+    """One client has three quarters of them at most."""
+    max_buffered_bytes: int = 64 * 1024 * 1024
+    """Large bodies of all connections together that have come and are not answered."""
     max_queue: int = 64
     """Inference requests that may wait; the next one is answered 503 with Retry-After."""
     concurrency: int = 1

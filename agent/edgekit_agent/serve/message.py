@@ -27,6 +27,8 @@ class Request:
     """time.perf_counter_ns() when its last byte was read."""
     http_1_0: bool = False
     peer: Peer = NOBODY
+    held: int = 0
+    """Bytes of the body that count as buffered until it is answered."""
     """Who sent it."""
 
 

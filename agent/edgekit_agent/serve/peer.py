@@ -20,7 +20,7 @@ Address = tuple[str, int]
 class Peer:
     """Of one connection, for as long as it is open. Made on the event loop, asked on any thread."""
 
-    __slots__ = ("_ours", "_theirs", "_uid", "at_close", "local", "open", "unix")
+    __slots__ = ("_ours", "_theirs", "_uid", "at_close", "key", "local", "open", "unix")
 
     def __init__(
         self,
@@ -28,12 +28,15 @@ class Peer:
         local: bool,
         uid: int | None,
         unix: bool = False,
+        key: str = "",
         theirs: Address = ("", 0),
         ours: Address = ("", 0),
     ) -> None:
         """`uid`: None when it is to be looked up by the two addresses."""
         self.unix = unix
         """Connected over a Unix socket, whose file permissions have let it in."""
+        self.key = key
+        """Who it is among others that want a share: one key, one client."""
         self.local = local
         """Connected over a Unix socket or the loopback interface."""
         self.open = True
@@ -70,22 +73,27 @@ def of(transport: asyncio.BaseTransport) -> Peer:
                 found = real.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         except OSError:  # gone already
             return Peer(local=True, uid=UNKNOWN, unix=True)
-        return Peer(local=True, uid=_CREDENTIALS.unpack(found)[1], unix=True)
+        pid, uid, _ = _CREDENTIALS.unpack(found)
+        return Peer(local=True, uid=uid, unix=True, key=f"unix:{uid}:{pid}")
     theirs, ours = (_address(transport.get_extra_info(what)) for what in ("peername", "sockname"))
     if theirs is None or ours is None or not ipaddress.ip_address(theirs[0]).is_loopback:
-        return Peer(local=False, uid=UNKNOWN)
-    return Peer(local=True, uid=None, theirs=theirs, ours=ours)
+        return Peer(local=False, uid=UNKNOWN, key=_site(theirs[0]) if theirs else "")
+    return Peer(local=True, uid=None, key=_site(theirs[0]), theirs=theirs, ours=ours)
 
 
 def host_of(sock: socket.socket) -> str:
-    """The address at the other end of a TCP connection; of IPv6 the network's half, which is one site."""
+    """The key of the client at the other end of a TCP connection."""
     try:
-        host = ipaddress.ip_address(str(sock.getpeername()[0]).partition("%")[0])
-    except (OSError, ValueError):  # gone already
-        return ""
-    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is None:
-        return host.packed[:8].hex()
-    return str(host.ipv4_mapped or host if isinstance(host, ipaddress.IPv6Address) else host)
+        found = _address(sock.getpeername())
+    except OSError:  # gone already
+        found = None
+    return _site(found[0]) if found else ""
+
+
+def _site(host: str) -> str:
+    """An IPv4 address, or the network half of an IPv6 address: of those a site has as many as it likes."""
+    address = ipaddress.ip_address(host)
+    return host if isinstance(address, ipaddress.IPv4Address) else f"{address.packed[:8].hex()}::"
 
 
 def owner(table: Path, theirs: Address, ours: Address) -> int:

@@ -16,6 +16,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, error
 from edgekit_agent.serve.peer import Peer
 from edgekit_agent.serve.safety import Safety
+from edgekit_agent.serve.shares import Share, Shares, Turns
 from edgekit_agent.serve.sink import RequestParser
 from edgekit_agent.serve.tls import Tls
 
@@ -50,16 +51,22 @@ class Server:
         limits: Limits,
         parser: str = "",
         safety: Safety = _UNGUARDED,
+        waiting: Callable[[], int] = lambda: 0,
+        turns: Turns | None = None,
     ) -> None:
         """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best.
+        `waiting`: inference requests that wait for the engine now; `turns`: told who asks.
 
         Raises ConfigError: files of `safety` that are not what they should be.
         """
         self.limits = limits
+        self.turns = turns or Turns()
         self.handle = self._handle_guarded if safety.tokens else handle
         self.draining = False
         self.access = Access(Path(safety.tokens)) if safety.tokens else None
         self._handle = handle
+        buffered = max(limits.max_buffered_bytes, 2 * limits.max_body_bytes)
+        self.shares = Shares(limits.max_connections, limits.max_queue, buffered, waiting)
         self._tls = Tls(safety) if safety.tls_cert else None
         self._parser = parser_factory(parser or best_parser(), limits)
         self._connections: set[Connection] = set()
@@ -105,10 +112,18 @@ class Server:
         return True
 
     def refused(self, peer: Peer, method: bytes, target: bytes, token: bytes | None) -> Refused | None:
-        """Why a request over HTTP may not be made; None: it may. `token`: its Authorization."""
+        """Why a request over HTTP may not be made; None: it may. `token`: its Authorization.
+
+        Whoever shows a good token is one client with everybody else who shows it.
+        """
         if self.access is None or peer.unix:
             return None
-        return self.access.refused(wanted(method, parts_of(target)), token)
+        found = self.access.check(wanted(method, parts_of(target)), token)
+        if isinstance(found, Refused):
+            return found
+        if found is not None:
+            peer.key = f"token:{found.id}"
+        return None
 
     def _handle_guarded(self, request: Request, respond: Respond) -> None:
         token = request.headers.get(b"authorization")
@@ -118,13 +133,25 @@ class Server:
         else:
             respond(error(refused.status, refused.text, refused.extra))
 
-    def opened(self, connection: Connection) -> bool:
-        """Count a connection; False when it is one too many."""
+    def opened(self, connection: Connection, share: Share | None = None) -> bool:
+        """Count a connection; False when it is one too many, for all or for its client."""
         self._connections.add(connection)
-        return len(self._connections) <= self.limits.max_connections
+        if share is not None and self.shares.crowded(share):
+            return False
+        return len(self._connections) <= self.limits.max_connections or self._make_room(connection, share)
 
     def closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+
+    def _make_room(self, newcomer: Connection, share: Share | None) -> bool:
+        """End an idle connection of the client that has most, if that is more than the newcomer's."""
+        most, greedy = share.connections if share is not None else 0, None
+        for one in self._connections:
+            if one.idle and one is not newcomer and one.share is not None and one.share.connections > most:
+                most, greedy = one.share.connections, one
+        if greedy is not None:
+            greedy.close_if_idle()
+        return greedy is not None
 
     def close(self) -> None:
         """At once: what is not answered never will be. `drain` first for a friendly end."""

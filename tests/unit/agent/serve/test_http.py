@@ -24,7 +24,7 @@ from edgekit_agent.worker import new_loop
 from tests.support.serving import linear
 
 LIMITS = Limits(
-    max_header_bytes=4096, max_body_bytes=100_000, max_connections=4, read_timeout_s=0.3, idle_timeout_s=60
+    max_header_bytes=4096, max_body_bytes=100_000, max_connections=5, read_timeout_s=0.3, idle_timeout_s=60
 )
 BODY = json.dumps(
     {"id": "7", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
