@@ -59,6 +59,8 @@ class ServeSection:
     swap: Literal["auto", "beside", "replace"] = "auto"
     """replace: the old release ends before the new one is loaded, and requests get 503 meanwhile. auto: where
     memory does not hold both."""
+    announce_s: float = 1.0
+    """Then readiness is taken back so long before."""
     tls_cert: str = ""
     """PEM file: the agent's certificate; the TCP port then speaks TLS and nothing else."""
     tls_key: str = ""
@@ -185,6 +187,7 @@ def _problems(config: AgentConfig) -> list[str]:
         ),
         (0 < serve.stall_s <= serve.hang_s, "serve.stall_s must be positive and at most serve.hang_s"),
         (serve.crash_limit >= 0, "serve.crash_limit must not be negative"),
+        (0 <= serve.announce_s <= 60, "serve.announce_s must be 0 to 60"),
         (serve.memory_mib >= 0, "serve.memory_mib must not be negative"),
         (telemetry.interval_s > 0, "telemetry.interval_s must be positive"),
         (telemetry.max_windows >= 2, "telemetry.max_windows must be at least 2"),

@@ -28,6 +28,8 @@ class Verdict:
     reason: str
     gentle: bool = False
     """It still answers: start another first, then let it finish what it has begun."""
+    stuck: bool = False
+    """Its engine hangs; its clients may be told before it is ended."""
 
 
 class Guard:
@@ -47,7 +49,7 @@ class Guard:
         if not self._serving.alive:
             return Verdict("it ended")
         if overdue := self._serving.page.overdue_s(time.monotonic_ns()):
-            return Verdict(f"an inference should have ended {overdue:.1f} s ago")
+            return Verdict(f"an inference should have ended {overdue:.1f} s ago", stuck=True)
         return self._memory() or self._ping()
 
     def _memory(self) -> Verdict | None:
@@ -78,7 +80,7 @@ class Guard:
             return Verdict(f"it has not answered for {silent:.0f} s") if silent > self._hang_s else None
         self._heard = now
         if pong.oldest_run_s > self._hang_s:  # where the page has no slot for it
-            return Verdict(f"an inference has been running for {pong.oldest_run_s:.0f} s")
+            return Verdict(f"an inference has been running for {pong.oldest_run_s:.0f} s", stuck=True)
         if pong.in_flight or pong.requests != self._requests:
             self._requests = pong.requests
             self._working(now)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from edgekit.errors import EdgekitError, SystemFault
@@ -63,6 +64,12 @@ class Serving:
     def warm(self, engine: str, *, timeout_s: float) -> bool:
         """Import an engine's library; False when that fails."""
         return self.client.call(Warm(self.client.next_id(), engine), Warmed, timeout_s=timeout_s).ok
+
+    def abandon(self) -> None:
+        """Its engine is stuck: let it tell its clients, if it still can. Takes a second at most."""
+        with suppress(EdgekitError):
+            self.ping(timeout_s=0.1)
+            self.client.call(Drain(self.client.next_id(), 0.5, abandon=True), Drained, timeout_s=0.9)
 
     @property
     def alive(self) -> bool:

@@ -37,6 +37,8 @@ class Load:
     replace: bool = False
     """Close the old release before the new one is loaded: for devices whose memory cannot hold both.
     Until it is loaded requests get 503, and after a failure nothing is served."""
+    announce_s: float = 0.0
+    """With `replace`: readiness is taken back so long before the old release ends."""
     certify: bool = False
     """Measure it as well; only a probe's memory is the variant's alone."""
     proven: Pacing | None = None
@@ -184,6 +186,8 @@ class Drain:
     grace_s: float = 0.0
     """Kept connections get one more answer, which says that it is the last, for so long; idle ones are
     closed afterwards. Somebody else accepts meanwhile."""
+    abandon: bool = False
+    """Do not wait for the engine: what is begun is answered with an error."""
 
 
 @dataclass(frozen=True)

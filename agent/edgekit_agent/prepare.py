@@ -74,6 +74,7 @@ class Prepared:
         certify: bool = False,
         proven: Pacing | None = None,
         hurry: bool = False,
+        announce_s: float = 0.0,
         memory_mib: float = 0.0,
         restarts: int = 0,
     ) -> tuple[Load, list[int]]:
@@ -90,6 +91,7 @@ class Prepared:
             certify=certify,
             proven=proven,
             hurry=hurry,
+            announce_s=announce_s,
             memory_mib=memory_mib,
             restarts=restarts,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -9,6 +10,7 @@ from concurrent.futures import TimeoutError as NotYet
 from edgekit import errors
 from edgekit.errors import EdgekitError, EngineError
 from edgekit_agent import launch
+from edgekit_agent.guard import EXCESS
 from edgekit_agent.messages import Loaded
 from edgekit_agent.prepare import Prepared
 
@@ -23,7 +25,10 @@ def probe(release: Prepared, timeout_s: float, keep_going: Callable[[], None]) -
     closes `release`. Raises GoldenError, EngineError (also for a crash or a hang).
     """
     message, descriptors = release.message(1, certify=not release.entry.certificate.measured_on_target)
-    future: Future[Loaded] = _PROBES.submit(launch.probe, message, descriptors, timeout_s=timeout_s)
+    budget = release.entry.config.memory_budget_mib
+    future: Future[Loaded] = _PROBES.submit(
+        launch.probe, message, descriptors, timeout_s=timeout_s, memory_mib=_bound_mib(budget)
+    )
     while True:
         try:
             answer = future.result(timeout=0.2)
@@ -38,6 +43,12 @@ def probe(release: Prepared, timeout_s: float, keep_going: Callable[[], None]) -
     if not answer.ok:
         raise error_of(answer)
     return answer
+
+
+def _bound_mib(budget_mib: float) -> int:
+    """Private memory that a probe may have: what serving may have, and the stacks of an engine's threads,
+    which count in full although they are hardly used. 0: no bound."""
+    return int(EXCESS * budget_mib) + 64 + 16 * (os.cpu_count() or 1) if budget_mib else 0
 
 
 def error_of(answer: Loaded) -> EdgekitError:

@@ -199,6 +199,7 @@ class Supervisor:
         message, descriptors = release.message(
             serving.client.next_id(), replace=replace,
             proven=self._proven if release is self._release else None, hurry=hurry,
+            announce_s=self._serve.announce_s,
             memory_mib=self._budget_mib(release), restarts=self._restarts,
         )  # fmt: skip
         answer = serving.load(message, descriptors, timeout_s=timeout_s)
@@ -367,5 +368,8 @@ class Supervisor:
             self._retry()
         elif verdict.gentle:
             self._recycle(verdict.reason)
+        elif verdict.stuck:
+            self._current().abandon()
+            self._revive(verdict.reason)
         else:
             self._revive(verdict.reason)

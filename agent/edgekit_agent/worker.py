@@ -123,6 +123,9 @@ class Worker:
                     answered = sum(counters.requests for counters in self.core.ledger)
                     await self.channel.send(Pong(message.id, in_flight, age, answered))
                 case Drain():
+                    if message.abandon:
+                        self.server.draining = True
+                        self.core.abandon()
                     clean = await self.server.drain(message.timeout_s, message.grace_s)
                     await self.channel.send(Drained(message.id, clean))
                 case _:
@@ -134,6 +137,8 @@ class Worker:
             self.core.restarts = max(self.core.restarts, message.restarts)
             try:
                 if message.replace:
+                    self.core.leaving = self.core.model is not None
+                    await asyncio.sleep(message.announce_s)
                     self.core.swap(None)
                     await self.core.retired()
                 process.limit_growth(math.inf)  # two releases live side by side for a moment
@@ -144,6 +149,7 @@ class Worker:
                 self._bound_memory()
                 return engine.failure(message, exc)
             finally:
+                self.core.leaving = False
                 memfd.close_all(fds)
             await asyncio.to_thread(process.give_back_memory)  # what loading and measuring took
             width = self.core.limits.concurrency if proven.session.thread_safe else 1

@@ -19,6 +19,7 @@ import pytest
 
 from edgekit import codec, wire
 from edgekit.wire import JobAck, JobNotify, JobState, JobUpdate, Presence, Reported, Telemetry, TelemetryAck
+from edgekit_agent.config import ServeSection
 from tests.support.bundles import Keys
 from tests.support.devices import Client, release, variant, wait_for
 from tests.support.standin import Broker, StandIn, standin
@@ -285,6 +286,22 @@ def test_worker_is_replaced(place: StandIn, fleet: Fleet, device: Device) -> Non
         for worker in psutil.Process(device.child.pid).children():  # the spare as well
             worker.kill()
         assert device.client.served_weight() == 1.0  # the connection waits for the new process
+
+
+def test_the_fleet_hears_that_a_release_gave_way(place: StandIn, fleet: Fleet, device: Device) -> None:
+    for version, weight in (("1.0.0", 1.0), ("2.0.0", 2.0)):
+        assert (
+            roll(place, fleet, release(place.folder, version, variant(weight), keys=place.keys)).state
+            is JobState.SUCCEEDED
+        )
+    assert device.child is not None
+    for crash in range(1, ServeSection().crash_limit + 1):
+        for worker in psutil.Process(device.child.pid).children():
+            worker.kill()
+        assert device.client.served_weight() == (2.0 if crash < ServeSection().crash_limit else 1.0)
+    fleet.until("the report", lambda: fleet.reported[-1].release == "tiny:1.0.0")
+    assert fleet.reported[-1].notice == "tiny:2.0.0 crashed again and again, tiny:1.0.0 serves instead"
+    assert fleet.updates[-1].state is JobState.SUCCEEDED, "the job had ended; nothing is said of it any more"
 
 
 def test_one_agent_per_state_folder(device: Device) -> None:

@@ -16,17 +16,18 @@ import pytest
 
 from edgekit import bundle
 from edgekit.bundle.model import Variant
-from edgekit.errors import GoldenError, SystemFault
+from edgekit.errors import EngineError, GoldenError, SystemFault
 from edgekit.runtimes import Array
 from edgekit.wire import JobState
 from edgekit_agent import spare
 from edgekit_agent.config import ServeSection
 from edgekit_agent.prepare import Prepared, into_memory
+from edgekit_agent.prove import probe
 from edgekit_agent.supervisor import Supervisor
 from tests.support import stranger
 from tests.support.agent_process import AGENT, Device, device
 from tests.support.bundles import Keys
-from tests.support.devices import Client, poison, release, strange, variant, wait_for
+from tests.support.devices import Client, X, poison, release, strange, variant, wait_for
 from tests.support.serving import UnixConnection
 
 pytestmark = pytest.mark.faults
@@ -81,6 +82,28 @@ def test_the_last_good_release_answers_again(tmp_path: Path, mode: str) -> None:
         assert "Traceback" not in made.log()
         said = json.loads(subprocess.check_output([AGENT, "status", "--state", str(made.state)]))
         assert (said["current"]["release"], said["notice"], said["job"]) == ("tiny:2.0.0", "", None)
+
+
+def test_requests_beside_one_that_hangs_are_told(tmp_path: Path) -> None:
+    """The engine runs in a thread, so the loop lives and can say what became of them."""
+    with running(tmp_path, "slowly-run-hang", stall_s=1.0, crash_limit=0) as made:
+        wait_for("a spare", lambda: len(made.workers()) == 2)
+        said: dict[str, str] = {}
+
+        def one(name: str, x: Array) -> threading.Thread:
+            thread = threading.Thread(target=lambda: said.update({name: ask(made, x)}))
+            thread.start()
+            return thread
+
+        threads = [one("hangs", poison())]
+        time.sleep(0.3)
+        threads += [one(f"beside {i}", X) for i in range(4)]
+        for thread in threads:
+            thread.join()
+        assert said.pop("hangs") == "500"
+        assert set(said.values()) <= {"503", "200"}, said  # 200: the successor accepted it
+        assert "503" in said.values()
+        assert answers(made) == 2.0
 
 
 def test_a_release_that_keeps_crashing_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -217,20 +240,56 @@ def test_a_candidate_that_takes_serving_down_changes_nothing(
     assert client.served_weight() == 2.0, "nothing is stuck"
 
 
-def test_where_memory_is_short_the_old_release_ends_first(tmp_path: Path) -> None:
-    made = Supervisor(ServeSection(port=0, unix=str(tmp_path / "s.sock"), swap="replace"))
+def test_where_memory_is_short_the_old_release_ends_first_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Supervisor(ServeSection(port=0, unix=str(tmp_path / "s.sock"), spare="never", announce_s=0.5))
     made.start()
     client = Client(unix=tmp_path / "s.sock")
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        """(readiness, which release answers) again and again."""
+        while not stop.is_set():
+            ready = client.request("GET", "/v2/health/ready")[0]
+            try:
+                seen.append((ready, str(client.served_weight())))
+            except AssertionError as exc:
+                assert "no model is loaded" in str(exc)
+                seen.append((ready, "503"))
+
     try:
         made.swap(prepared(tmp_path, "1.0.0", variant(1.0)), 60)
         assert client.served_weight() == 1.0
+        monkeypatch.setattr("edgekit_agent.board.available_mib", lambda: 10.0)
         with pytest.raises(GoldenError):
             made.swap(prepared(tmp_path, "2.0.0", variant(2.0, lie=1.0)), 60)
         assert client.served_weight() == 1.0, "a candidate that fails brings the old one back"
+        thread = threading.Thread(target=watch)
+        thread.start()
         made.swap(prepared(tmp_path, "3.0.0", variant(3.0)), 60)
-        assert client.served_weight() == 3.0
+        wait_for("the new one", lambda: (200, "3.0") in seen)
+        stop.set()
+        thread.join()
+        assert (503, "1.0") in seen, "announced before it ends"
+        assert seen.index((503, "1.0")) < seen.index((200, "3.0"))
     finally:
+        stop.set()
         made.stop()
+
+
+def test_a_candidate_beyond_its_budget_ends_in_the_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(stranger.install(tmp_path)))
+    hungry = prepared(tmp_path, "1.0.0", strange(2.0, "eat", budget_mib=100.0))
+    with pytest.raises(EngineError, match=r"Unable to allocate|MemoryError|not enough memory"):
+        probe(hungry, 60, lambda: None)
+    hungry.close()
+    modest = prepared(tmp_path, "2.0.0", strange(2.0, "fine", budget_mib=100.0))
+    assert probe(modest, 60, lambda: None).ok
+    modest.close()
 
 
 # -- the spare

@@ -23,9 +23,11 @@ def burn():
 class Session:
     thread_safe = True
     def __init__(self, mode, weights):
-        self.mode, self.weights = mode, weights
+        self.mode, self.weights = mode.removeprefix("slowly-"), weights
+        self.slow = mode.startswith("slowly-")
     def run(self, inputs):
         x = inputs["x"]
+        if self.slow: time.sleep(0.002)
         if x[0, 0] == 13:
             self.misbehave(x)
         y = x * 1.0 if self.weights is None else x @ self.weights
@@ -60,7 +62,8 @@ class Engine:
 
 RUNTIME = Engine()
 """
-"""`leak` keeps as many MiB as the second value of `x` says. `*-in-serving`: not in a probe."""
+"""`leak` keeps as many MiB as the second value of `x` says. `*-in-serving`: not in a probe.
+`slowly-*`: every run takes 2 ms, so that it gets a thread."""
 
 
 def install(folder: Path) -> Path:

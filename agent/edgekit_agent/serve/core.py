@@ -38,6 +38,8 @@ class Core:
         """Of the agent."""
         self.restarts = restarts
         """How often serving came back; shown as a metric."""
+        self.leaving = False
+        """The release will end before another is there: not ready, though it answers still."""
         self.memory_budget_mib = 0.0
         """Of the release that is served; 0: none."""
         self.connections: Callable[[], int] = lambda: 0
@@ -79,6 +81,21 @@ class Core:
     def oldest_run_s(self) -> float:
         """Age of the longest running inference, of any release; 0 when none runs."""
         return max((model.gate.oldest_run_s() for model in self._in_use), default=0.0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered, and will be for a while."""
+        return self.model is not None and not self.leaving
+
+    @property
+    def not_ready(self) -> str:
+        """Why, in a few words."""
+        return "the release is being replaced" if self.leaving else _NOTHING
+
+    def abandon(self) -> None:
+        """Answer every request that has begun without waiting for the engine, which is stuck."""
+        for model in list(self._in_use):
+            model.lane.abandon()
 
     def current(self) -> Model:
         """What is served now. Raises NotServed (503)."""

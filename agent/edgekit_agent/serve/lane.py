@@ -24,6 +24,8 @@ from edgekit_agent.serve.shares import Share, Turns
 _HEAVY_BYTES = 64 * 1024
 """Larger answers are encoded on the model's thread: as JSON they would hold up other connections."""
 TOO_LATE = "the request's timeout passed while it waited"
+RUN_STUCK = "the inference did not end"
+ENGINE_STUCK = "the engine is stuck with another request; it is being started again"
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +68,8 @@ class Lane:
         self._samples = 0  # that wait
         self._runs = 0  # in threads
         self._taken = 0  # jobs in runs
+        self._in_threads: list[list[Job[Any]]] = []
+        self._abandoned = False
         self._scheduled = False
         self._answering = False
 
@@ -76,6 +80,9 @@ class Lane:
 
     def submit(self, job: Job[Any]) -> None:
         """Run a job, which has `prepared`, as soon as may be."""
+        if self._abandoned:
+            self._finish(job, Outcome(job.codec.refuse(503, ENGINE_STUCK), 503))
+            return
         prepared = _of(job)
         job.waited_ns = time.perf_counter_ns()
         turn = self._turns.stamp(job.share, prepared.samples)
@@ -90,6 +97,17 @@ class Lane:
         if prepared.deadline_ns and not job.taken:
             left_s = (prepared.deadline_ns - job.waited_ns) / 1e9
             job.timer = self._loop.call_later(max(0.0, left_s), self._expire, job)
+
+    def abandon(self) -> None:
+        """The engine is stuck: answer everything that runs or waits, now and from now on."""
+        self._abandoned = True
+        waiting = [entry[-1] for entry in sorted(self._heap, key=lambda entry: entry[:-1])]
+        self._heap.clear()
+        for job in [job for jobs in self._in_threads for job in jobs]:
+            self._finish(job, Outcome(job.codec.refuse(500, RUN_STUCK), 500))
+        for job in waiting:
+            job.taken = True
+            self._finish(job, Outcome(job.codec.refuse(503, ENGINE_STUCK), 503))
 
     def _schedule(self) -> None:
         """Go on after the sockets that are ready now have been read."""
@@ -114,6 +132,7 @@ class Lane:
                     self._schedule()
                 return
             self._runs += 1
+            self._in_threads.append(jobs)
             self._model.gate.submit(partial(self._work, jobs))
 
     def _take(self) -> tuple[list[Job[Any]], int]:
@@ -172,7 +191,10 @@ class Lane:
         self._loop.call_soon_threadsafe(self._done, jobs, run, outcomes)
 
     def _done(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]] | None) -> None:
+        if self._abandoned:
+            return  # too late: they have been answered
         self._runs -= 1
+        self._in_threads.remove(jobs)
         self._go()  # before answering: the engine should not wait for us
         self._answer(jobs, run, outcomes)
 

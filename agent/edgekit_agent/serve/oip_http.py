@@ -69,7 +69,7 @@ class Protocol:
             case ["health", "live"]:
                 return lambda: ok({"live": True})
             case ["health", "ready"]:
-                return lambda: ok({"ready": True}) if self._core.model else error(503, "no model is loaded")
+                return lambda: ok({"ready": True}) if self._core.ready else error(503, self._core.not_ready)
             case ["models", "stats"]:
                 return lambda: self._about("stats", self._core.current)
             case ["models", name, *rest]:
@@ -87,6 +87,8 @@ class Protocol:
         except NotServed as exc:
             return http.refusal(exc.http_status, exc.message)
         if what == "ready":
+            if not self._core.ready:
+                return http.refusal(503, self._core.not_ready)
             return ok({"name": model.name, "ready": True})
         if what == "stats":
             return ok(documents.statistics(model.counters))

@@ -84,7 +84,7 @@ class Protocol:
             respond(error(405, text, "Allow: GET\r\n"))
 
     def _ping(self) -> Response:
-        if self._core.model is not None:
+        if self._core.ready:
             return ok({"status": "Healthy"})
         return Response(503, b'{"status":"Unhealthy"}', extra=http.RETRY)
 

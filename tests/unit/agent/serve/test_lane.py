@@ -239,3 +239,21 @@ def test_a_protocol_that_fails_to_answer_costs_nobody_else(caplog: pytest.LogCap
 
     run(test, Limits(), Pace(0.001, 8, 0.002))
     assert "our bug" in caplog.text
+
+
+def test_a_stuck_engine_is_abandoned_and_everybody_is_told() -> None:
+    async def test(bench: Bench) -> None:
+        stuck = await bench.busy()
+        waiting = [bench.ask(Rows(value)) for value in (1, 2)]
+        timed = bench.ask(Rows(3), deadline_ns=time.perf_counter_ns() + 50_000_000)
+        await asyncio.sleep(0)
+        bench.core.abandon()
+        assert await stuck == 500 and [await one for one in (*waiting, timed)] == [503, 503, 503]
+        assert await bench.ask(Rows(4)) == 503, "nothing is begun any more"
+        bench.session.open.set()  # it answers after all: too late, and nobody is answered twice
+        await asyncio.sleep(0.1)
+        assert bench.session.runs == [[99]] and bench.core.in_flight == 0
+        counters = bench.core.current().counters
+        assert (counters.requests, counters.errors, counters.inferences) == (5, 5, 0)
+
+    run(test, THREADED, Pace(1.0))
