@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle.model import EngineRange, GoldenSpec, Preprocessing, TensorSpec, VariantConfig
+from edgekit.bundle.steps import Pipeline
 from edgekit.profile import Verify
 from edgekit.runtimes import Array, get, reference
 from edgekit.runtimes._golden import make
@@ -91,11 +92,13 @@ def config(
     labels: tuple[str, ...] = (),
     preprocessing: Preprocessing | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
+    pipeline: Pipeline | None = None,
 ) -> VariantConfig:
     return VariantConfig(
         variant=f"test.{engine}.fp32", profile="generic-cpu", engine=EngineRange(engine), precision="fp32",
         options=dict(options or {}), files=files, inputs=inputs, outputs=outputs, labels=labels,
         preprocessing=preprocessing or Preprocessing(), architecture="any", isa=(), memory_forecast_mib=0.0,
+        pipeline=pipeline,
     )  # fmt: skip
 
 
