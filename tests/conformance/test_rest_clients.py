@@ -90,7 +90,8 @@ def test_requests_as_in_torchserves_guide(agent: Stand, tmp_path: Path) -> None:
 
 def curls() -> list[str]:
     """Every line of a block of the protocols' page that begins with curl."""
-    text = (DOCUMENTS / "protocols.md").read_text()
+    page = DOCUMENTS / "protocols.md"
+    text = page.read_text() if page.exists() else ""  # the plug-in tutorial copies tests without documents
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("curl ")]
 

@@ -103,6 +103,7 @@ def inference(client: Client) -> None:
 
 
 def statistics(client: Client) -> None:
+    client.infer("kws", [tensor()])
     (model,) = client.get_inference_statistics("kws")["model_stats"]
     (everything,) = client.get_inference_statistics()["model_stats"]
     assert model["name"] == everything["name"] == "kws"
