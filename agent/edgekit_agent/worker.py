@@ -44,6 +44,7 @@ from edgekit_agent.messages import (
 from edgekit_agent.progress import Page, Watched
 from edgekit_agent.serve import engine
 from edgekit_agent.serve.core import Core
+from edgekit_agent.serve.grpc import services
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
@@ -213,7 +214,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
     handle = traced(Router(core, protocols).handle, log_requests)
-    server = Server(handle, limits, parser, safety, waiting=lambda: core.waiting, turns=core.turns)
+    server = Server(
+        handle, limits, parser, safety,
+        waiting=lambda: core.waiting, turns=core.turns, grpc=services.registry(core, protocols),
+    )  # fmt: skip
     core.connections = lambda: server.connections
     worker = Worker(AsyncChannel(control), core, server, watch)
     obeying = asyncio.create_task(worker.obey())

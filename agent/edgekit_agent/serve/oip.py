@@ -102,12 +102,7 @@ def decode(body: bytes, json_size: int | None, memory: Access | None = None) -> 
     wanted = tuple(_wanted(item, binary, memory) for item in _objects(document, "outputs"))
     if len({item.name for item in wanted}) != len(wanted):
         raise InputError("an output is asked for twice")
-    timeout, priority = parameters.get("timeout", 0), parameters.get("priority", 0)
-    if type(timeout) is not int or not 0 <= timeout <= _MAX_TIMEOUT_US:
-        raise InputError("timeout must be a number of microseconds")
-    if type(priority) is not int or not 0 <= priority < 2 * NORMAL_PRIORITY:
-        raise InputError(f"priority must be a number from 0 to {2 * NORMAL_PRIORITY - 1}")
-    return InferRequest(request_id, inputs, wanted or None, binary, memory, timeout, priority)
+    return InferRequest(request_id, inputs, wanted or None, binary, memory, *schedule(parameters))
 
 
 def encode(
@@ -129,7 +124,7 @@ def encode(
         entry: dict[str, Any] = {"name": item.name}
         if item.classes:
             names = labels if item.name == specs[0].name else ()
-            texts, shape = _classify(array, item.classes, names, batched=specs_batched(specs, item.name))
+            texts, shape = classify(array, item.classes, names, batched=specs_batched(specs, item.name))
             entry |= {"datatype": "BYTES", "shape": shape}
             data: Any = texts
             blob: bytes | memoryview = (
@@ -168,6 +163,16 @@ def encode(
     return Response(200, text, BINARY, json_size=len(text), tail=tuple(map(memoryview, blobs)))
 
 
+def schedule(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """Timeout in microseconds and priority of a request's parameters. Raises InputError."""
+    timeout, priority = parameters.get("timeout", 0), parameters.get("priority", 0)
+    if type(timeout) is not int or not 0 <= timeout <= _MAX_TIMEOUT_US:
+        raise InputError("timeout must be a number of microseconds")
+    if type(priority) is not int or not 0 <= priority < 2 * NORMAL_PRIORITY:
+        raise InputError(f"priority must be a number from 0 to {2 * NORMAL_PRIORITY - 1}")
+    return timeout, priority
+
+
 def check_wanted(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
     """Raise InputError when the client asks for an output that the model does not have."""
     for item in request.wanted or ():
@@ -195,8 +200,8 @@ def _parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
     return parameters
 
 
-def _span(parameters: dict[str, Any], where: str, memory: Access | None) -> Span | None:
-    """The place in shared memory that `parameters` name, if they do."""
+def span_of(parameters: Mapping[str, Any], where: str, memory: Access | None) -> Span | None:
+    """The place in shared memory that `parameters` name, if they do. Raises InputError."""
     region, size = parameters.get("shared_memory_region"), parameters.get("shared_memory_byte_size")
     if region is None and size is None:
         return None
@@ -236,7 +241,7 @@ def _tensor(
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(map(_is_size, shape)):
         raise InputError(f"{where}: shape must be a list of up to {_MAX_RANK} sizes")
     parameters = _parameters(item, where)
-    size, span = parameters.get("binary_data_size"), _span(parameters, where, memory)
+    size, span = parameters.get("binary_data_size"), span_of(parameters, where, memory)
     if span is not None and memory is not None:
         if size is not None or "data" in item:
             raise InputError(f"{where}: its data is in shared memory and in the request")
@@ -317,7 +322,7 @@ def _wanted(item: dict[str, Any], binary_default: bool, memory: Access | None) -
         raise InputError(f"output {name[:_SHORT]!r}: binary_data must be true or false")
     if not _is_size(classes):
         raise InputError(f"output {name[:_SHORT]!r}: classification must be a number of classes")
-    span = _span(parameters, f"output {name[:_SHORT]!r}", memory)
+    span = span_of(parameters, f"output {name[:_SHORT]!r}", memory)
     if span is not None and memory is not None:
         memory.check(span)
         binary = True
@@ -340,7 +345,7 @@ def raw(array: Array) -> bytes | memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _classify(
+def classify(
     array: Array, count: int, labels: Sequence[str], *, batched: bool
 ) -> tuple[list[str], list[int]]:
     """The best `count` of each row as "score:index[:label]", and the shape (rows, count) or (count,)."""

@@ -14,6 +14,11 @@ HTTP = {
     "torchserve": "edgekit_agent.serve.torchserve",
 }
 """Name in the configuration to the module that has the class `Protocol`; asked in this order."""
+GRPC = {
+    "oip": "edgekit_agent.serve.grpc.oip",
+    "tfs": "edgekit_agent.serve.grpc.tfs",
+}
+"""Name in the configuration to the module whose `services` makes the protocol's gRPC services."""
 ALL = "all"
 
 

@@ -8,8 +8,12 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgekit_agent.serve.access import Access, Refused, wanted
+from edgekit_agent.serve.access import Access, Refused, wanted, wanted_grpc
 from edgekit_agent.serve.connection import Connection
+from edgekit_agent.serve.grpc import connection as grpc_connection
+from edgekit_agent.serve.grpc.budget import Budget
+from edgekit_agent.serve.grpc.choose import Choice, Chosen
+from edgekit_agent.serve.grpc.service import Registry
 from edgekit_agent.serve.handshakes import Handshakes
 from edgekit_agent.serve.http_tools import Respond, parts_of
 from edgekit_agent.serve.limits import Limits
@@ -19,6 +23,7 @@ from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.shares import Share, Shares, Turns
 from edgekit_agent.serve.sink import RequestParser
 from edgekit_agent.serve.tls import Tls
+from edgekit_agent.tokens import Token
 
 PARSERS = ("httptools", "python")
 _BACKLOG = 256
@@ -43,7 +48,10 @@ def best_parser() -> str:
 
 
 class Server:
-    """HTTP on sockets that listen already; they are duplicated, so closing here leaves the originals open."""
+    """HTTP/1.1 and HTTP/2 on sockets that listen already.
+
+    They are duplicated, so closing here leaves the originals open.
+    """
 
     def __init__(
         self,
@@ -53,9 +61,11 @@ class Server:
         safety: Safety = _UNGUARDED,
         waiting: Callable[[], int] = lambda: 0,
         turns: Turns | None = None,
+        grpc: Registry | None = None,
     ) -> None:
         """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best.
         `waiting`: inference requests that wait for the engine now; `turns`: told who asks.
+        `grpc`: what is called over HTTP/2; without it only HTTP/1.1 is spoken.
 
         Raises ConfigError: files of `safety` that are not what they should be.
         """
@@ -67,9 +77,12 @@ class Server:
         self._handle = handle
         buffered = max(limits.max_buffered_bytes, 2 * limits.max_body_bytes)
         self.shares = Shares(limits.max_connections, limits.max_queue, buffered, waiting)
-        self._tls = Tls(safety) if safety.tls_cert else None
+        self.budget = Budget(self.shares)
+        self._grpc = grpc
+        offered = ("http/1.1",) if grpc is None else ("h2", "http/1.1")
+        self._tls = Tls(safety, offered) if safety.tls_cert else None
         self._parser = parser_factory(parser or best_parser(), limits)
-        self._connections: set[Connection] = set()
+        self._connections: set[Chosen] = set()
         self._servers: list[asyncio.Server | Handshakes] = []
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
@@ -118,7 +131,15 @@ class Server:
         """
         if self.access is None or peer.unix:
             return None
-        found = self.access.check(wanted(method, parts_of(target)), token)
+        return self._found(peer, self.access.check(wanted(method, parts_of(target)), token))
+
+    def refused_call(self, peer: Peer, path: bytes, token: bytes | None) -> Refused | None:
+        """The same for a call of gRPC."""
+        if self.access is None or peer.unix:
+            return None
+        return self._found(peer, self.access.check(wanted_grpc(path.decode("latin-1")), token))
+
+    def _found(self, peer: Peer, found: Token | Refused | None) -> Refused | None:
         if isinstance(found, Refused):
             return found
         if found is not None:
@@ -133,17 +154,17 @@ class Server:
         else:
             respond(error(refused.status, refused.text, refused.extra))
 
-    def opened(self, connection: Connection, share: Share | None = None) -> bool:
+    def opened(self, connection: Chosen, share: Share | None = None) -> bool:
         """Count a connection; False when it is one too many, for all or for its client."""
         self._connections.add(connection)
         if share is not None and self.shares.crowded(share):
             return False
         return len(self._connections) <= self.limits.max_connections or self._make_room(connection, share)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: Chosen) -> None:
         self._connections.discard(connection)
 
-    def _make_room(self, newcomer: Connection, share: Share | None) -> bool:
+    def _make_room(self, newcomer: Chosen, share: Share | None) -> bool:
         """End an idle connection of the client that has most, if that is more than the newcomer's."""
         most, greedy = share.connections if share is not None else 0, None
         for one in self._connections:
@@ -161,13 +182,21 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
 
-    def _connection(self) -> Connection:
+    def _connection(self) -> asyncio.Protocol:
+        return self._one() if self._grpc is None else Choice(self, self._one, self._two)
+
+    def _one(self) -> asyncio.Protocol:
         return Connection(self, self._parser)
+
+    def _two(self) -> asyncio.Protocol:
+        assert self._grpc is not None  # noqa: S101 - `_connection` has looked
+        return grpc_connection.Connection(self, self._grpc)
 
     def _tick(self) -> None:
         now = self.now()
         for connection in list(self._connections):
             connection.check_time(now)
+        self.budget.serve()
         if self.access is not None:
             self.access.refresh()
         if self._tls is not None:

@@ -107,12 +107,15 @@ class Shares:
 
     def hold(self, share: Share, size: int) -> bool:
         """Count `size` bytes of a body; False (and not counted) when there is no room for them."""
-        full = self._buffered + size > self._max_buffered
-        if full or share.buffered + size > _but_a_quarter(self._max_buffered):
+        if self.full(size) or share.buffered + size > _but_a_quarter(self._max_buffered):
             return False
         share.buffered += size
         self._buffered += size
         return True
+
+    def full(self, size: int) -> bool:
+        """Whether nobody could hold so many bytes more."""
+        return self._buffered + size > self._max_buffered
 
     def release(self, share: Share, size: int) -> None:
         share.buffered -= size

@@ -1,16 +1,18 @@
-"""Memory for messages that are on their way in, shared by all connections."""
+"""Memory for messages that are on their way in, within the shares of all clients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgekit_agent.serve.shares import Share, Shares
+
 
 @dataclass(eq=False, slots=True)
 class Lease:
     """Octets that a message may occupy beyond a stream's first window."""
 
-    owner: object
+    share: Share
     octets: int
     granted: Callable[[int], None]
     """Called once, with `octets`, when they are free; perhaps at once."""
@@ -19,27 +21,21 @@ class Lease:
 
 
 class Budget:
-    """Who asks first gets first, but one owner never holds more than half while others wait or may come.
+    """Who asks first gets first, but nobody waits for a client that has its share already.
 
     Flow control does the waiting: a client that is not granted octets cannot send them (RFC 9113
     section 5.2.1), so waiting costs no memory.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._free = total
-        self._held: dict[object, int] = {}
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
         self._waiting: list[Lease] = []
 
-    @property
-    def free(self) -> int:
-        return self._free
-
-    def ask(self, owner: object, octets: int, granted: Callable[[int], None]) -> Lease:
-        """`octets` is at most half of the total."""
-        lease = Lease(owner, octets, granted)
+    def ask(self, share: Share, octets: int, granted: Callable[[int], None]) -> Lease:
+        """`octets` is no more than one client may have."""
+        lease = Lease(share, octets, granted)
         self._waiting.append(lease)
-        self._serve()
+        self.serve()
         return lease
 
     def end(self, lease: Lease) -> None:
@@ -47,28 +43,20 @@ class Budget:
         if lease.ended:
             return
         lease.ended = True
-        if not lease.held:
-            self._waiting.remove(lease)
-            return
-        self._free += lease.octets
-        left = self._held[lease.owner] - lease.octets
-        if left:
-            self._held[lease.owner] = left
+        if lease.held:
+            self._shares.release(lease.share, lease.octets)
+            self.serve()
         else:
-            del self._held[lease.owner]
-        self._serve()
+            self._waiting.remove(lease)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Grant what there is memory for; called now and then as well, for others use the same memory."""
         for lease in list(self._waiting):
             if lease.ended or lease.held:
                 continue
-            holds = self._held.get(lease.owner, 0)
-            if lease.octets > self._free:
+            if self._shares.full(lease.octets):
                 return  # who is first stays first, or small ones would starve it
-            if holds + lease.octets > self._total // 2:
-                continue
-            self._waiting.remove(lease)
-            self._free -= lease.octets
-            self._held[lease.owner] = holds + lease.octets
-            lease.held = True
-            lease.granted(lease.octets)
+            if self._shares.hold(lease.share, lease.octets):
+                self._waiting.remove(lease)
+                lease.held = True
+                lease.granted(lease.octets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from edgekit.errors import InputError
 from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.status import (
     INTERNAL,
@@ -24,6 +25,16 @@ _UNITS = {
     b"n": 1,
 }
 Buffer = bytes | bytearray | memoryview
+
+
+class DamagedError(InputError):
+    """A compressed message cannot be unpacked."""
+
+
+class TooLargeError(InputError):
+    """A message is larger than allowed when it is unpacked."""
+
+    http_status = 413
 
 
 class Messages:
@@ -112,18 +123,16 @@ class Compressed:
         self._encoding = encoding
 
     def head(self, size: int) -> bytes:
-        """Up to `size` octets from the beginning. Raises RpcError."""
+        """Up to `size` octets from the beginning. Raises DamagedError."""
         return self._unpack(size)[0]
 
     def whole(self, max_bytes: int) -> bytes:
-        """All of it. Raises RpcError."""
+        """All of it. Raises TooLargeError, DamagedError."""
         data, complete = self._unpack(max_bytes + 1)
         if len(data) > max_bytes:
-            raise RpcError(
-                RESOURCE_EXHAUSTED, f"the message unpacks to more than the {max_bytes} bytes allowed"
-            )
+            raise TooLargeError(f"the message unpacks to more than the {max_bytes} bytes allowed")
         if not complete:
-            raise RpcError(INTERNAL, "the compressed message is cut short or has bytes after its end")
+            raise DamagedError("the compressed message is cut short or has bytes after its end")
         return data
 
     def _unpack(self, size: int) -> tuple[bytes, bool]:
@@ -131,7 +140,7 @@ class Compressed:
         try:
             data = unpack.decompress(self._data, size)
         except zlib.error as exc:
-            raise RpcError(INTERNAL, f"the compressed message is damaged: {exc}") from None
+            raise DamagedError(f"the compressed message is damaged: {exc}") from None
         return data, unpack.eof and not unpack.unused_data
 
 

@@ -98,6 +98,10 @@ VERSION_POLICY = Message(
     "ModelVersionPolicy",
     choice(3, "specific", message=Message("Specific", many(1, "versions", "int64"))),
 )
+KINDS = {"KIND_AUTO": 0, "KIND_GPU": 1, "KIND_CPU": 2, "KIND_MODEL": 3}
+INSTANCE_GROUP = Message(
+    "ModelInstanceGroup", one(1, "name"), one(2, "count", "int32"), one(4, "kind", "enum")
+)
 MODEL_CONFIG = Message(
     "ModelConfig",
     one(1, "name"),
@@ -106,6 +110,8 @@ MODEL_CONFIG = Message(
     one(4, "max_batch_size", "int32"),
     many(5, "input", message=MODEL_INPUT),
     many(6, "output", message=MODEL_OUTPUT),
+    many(7, "instance_group", message=INSTANCE_GROUP),
+    one(8, "default_model_filename"),
     table(14, "parameters", one(2, "value", message=Message("ModelParameter", one(1, "string_value")))),
     one(17, "backend"),
 )
@@ -147,6 +153,11 @@ INDEX = Message("RepositoryIndexResponse", many(1, "models", message=MODEL_INDEX
 REPOSITORY_MODEL = Message("RepositoryModel", one(2, "model_name"))
 """Requests to load or unload."""
 REGION_NAME = Message("SharedMemoryStatusRequest", one(1, "name"))
+REGION = Message(
+    "RegionStatus", one(1, "name"), one(2, "key"), one(3, "offset", "uint64"), one(4, "byte_size", "uint64")
+)
+"""Also the request to register one."""
+REGIONS = Message("SystemSharedMemoryStatusResponse", table(1, "regions", one(2, "value", message=REGION)))
 TRACE_REQUEST = Message(
     "TraceSettingRequest",
     table(1, "settings", one(2, "value", message=Message("SettingValue", many(1, "value")))),

@@ -263,6 +263,20 @@ def encode(message: Message, values: Mapping[str, Any]) -> bytes:
     return bytes(out)
 
 
+def known(message: Message, values: Mapping[str, Any]) -> Values:
+    """Of a document in the message's shape, what the message has fields for."""
+    found: Values = {}
+    for field in message.fields:
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if field.kind == "message" and field.message is not None:
+            inner = field.message
+            value = [known(inner, item) for item in value] if field.repeated else known(inner, value)
+        found[field.name] = value
+    return found
+
+
 def number(value: int) -> bytes:
     """A varint."""
     value &= 0xFFFF_FFFF_FFFF_FFFF

@@ -16,6 +16,7 @@ import pytest
 
 from edgekit_agent.serve import engine
 from edgekit_agent.serve.core import Core
+from edgekit_agent.serve.grpc import services
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.router import Router
@@ -73,7 +74,7 @@ class Wire:
 @contextlib.asynccontextmanager
 async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Core, int]]:
     core = Core(limits)
-    server = Server(Router(core).handle, limits, parser)
+    server = Server(Router(core).handle, limits, parser, grpc=services.registry(core))
     candidate = linear()
     with candidate.memory() as fds:
         proven = engine.load(candidate.load, fds)

@@ -42,6 +42,7 @@ def rst_stream(machine: Machine, flags: int, number: int, payload: bytes) -> Non
     elif machine.is_idle(number):
         raise H2Error(PROTOCOL_ERROR, "RST_STREAM on a stream that is idle")
     else:
+        machine.gone.ended(number)
         machine.guard.spend(guard.SMALL, "frames on closed streams")
 
 

@@ -7,10 +7,9 @@ answered, also after `on_reset`: only then its place is free again.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from edgekit_agent.serve.grpc.h2 import blocks, control, frames, guard, head, hpack
 from edgekit_agent.serve.grpc.h2 import errors as e
+from edgekit_agent.serve.grpc.h2.closed import Closed
 from edgekit_agent.serve.grpc.h2.errors import H2Error, StreamError
 from edgekit_agent.serve.grpc.h2.output import Output
 from edgekit_agent.serve.grpc.h2.sink import Chunk, Config, Sink
@@ -18,7 +17,6 @@ from edgekit_agent.serve.grpc.h2.stream import Stream
 
 _VIEW_FROM = 8192  # copying fewer octets is cheaper than a view of them
 _TINY = 64  # DATA frames below this cost more to handle than they carry
-_REMEMBERED = 512
 _GOODBYE = b"goodbye!"
 _431 = hpack.encode([(b":status", b"431")])
 _NO_HEAD = head.Head(b"", b"", {}, -1)
@@ -54,7 +52,7 @@ class Machine:
         self._pos = 0  # behind the frame that is being handled
         self._greeted = False  # the preface has come
         self._set = False  # ... and the first SETTINGS
-        self._forgiven: OrderedDict[int, None] = OrderedDict()  # closed by us; frames may still come
+        self.gone = Closed()
         # A DATA frame, or one that is not understood, whose payload is being received:
         self._in_payload = False
         self._left = self._pad = 0
@@ -167,14 +165,14 @@ class Machine:
             self._remote_end(stream)
         elif number <= self._last_stream:
             self._blocks.skip(block)
-            self._late(number, "HEADERS")
+            self._late(number, "HEADERS", last=last)
         elif number > self._refuse_above:
             self._blocks.skip(block)
         elif len(self.streams) + self.orphans >= self.config.max_streams:
             self._last_stream = number
             self._blocks.skip(block)
             self.guard.spend(guard.REFUSED, "requests at once")
-            self._forgive(number)
+            self.gone.add(number)
             self.output.put(frames.rst_stream(number, e.REFUSED_STREAM))
         else:
             self._last_stream = number
@@ -217,7 +215,7 @@ class Machine:
             self.guard.spend(guard.SMALL if body else guard.EMPTY, "small or empty frames")
         stream = self.streams.get(number)
         if stream is None:
-            self._late(number, "DATA")
+            self._late(number, "DATA", last=last)
             return start
         if stream.remote_done:
             raise StreamError(number, e.STREAM_CLOSED, "DATA after END_STREAM")
@@ -229,6 +227,7 @@ class Machine:
         if padded and not last:
             self.grant(stream, pad + 1)
         self._into = stream
+        stream.coming = body
         if not self._in_payload:
             self._end_payload()
         return start
@@ -246,6 +245,7 @@ class Machine:
         into = self._into
         if taken and into is not None and not into.closed:
             into.received += taken
+            into.coming -= taken
             whole: Chunk = memoryview(data) if taken >= _VIEW_FROM else data
             self.sink.on_data(into, whole[pos : pos + taken])
         pos += taken
@@ -277,14 +277,16 @@ class Machine:
             self.output.put(frames.window_update(0, self.config.connection_window - self._window))
             self._window = self.config.connection_window
 
-    def _late(self, number: int, what: str) -> None:
+    def _late(self, number: int, what: str, *, last: bool) -> None:
         """A frame for a stream that is not open: forgiven when we closed it (section 5.1)."""
         if number > self._refuse_above:
             return
         if self.is_idle(number):
             raise H2Error(e.PROTOCOL_ERROR, f"{what} on a stream that is idle")
-        if number not in self._forgiven:
+        if number not in self.gone:
             raise H2Error(e.STREAM_CLOSED, f"{what} on a stream that is closed")
+        if last:
+            self.gone.ended(number)
         self.guard.spend(guard.SMALL, "frames on closed streams")
 
     # --- out. All of these do nothing on a stream that is closed.
@@ -316,7 +318,7 @@ class Machine:
             return
         stream.busy = False
         self.output.put(frames.rst_stream(stream.id, code))
-        self._forgive(stream.id)
+        self.gone.add(stream.id)
         self._close(stream)
 
     def grant(self, stream: Stream, octets: int) -> None:
@@ -326,9 +328,11 @@ class Machine:
             self.output.put(frames.window_update(stream.id, octets))
 
     def resume(self, now: float) -> None:
-        """The transport takes more."""
+        """The transport takes more, or time has passed."""
         self.now = now
         self.output.pump(now)
+        for number in self.gone.overdue(now):
+            self.output.put(frames.rst_stream(number, e.NO_ERROR))
 
     def leave(self) -> None:
         """Say that no more requests are taken; those that are on their way still are (section 6.8)."""
@@ -358,18 +362,17 @@ class Machine:
         self.sink.on_reset(stream)
 
     def _answered(self, stream: Stream) -> None:
-        """Our END_STREAM is out. A client that has not ended its side is told to stop (section 8.1)."""
+        """Our END_STREAM is out. A client that does not end its side is told to stop (section 8.1)."""
         self.guard.earn(guard.ANSWER)
         stream.busy = False
         if not stream.remote_done:
-            self.output.put(frames.rst_stream(stream.id, e.NO_ERROR))
-            self._forgive(stream.id)
+            self.gone.linger(stream.id, self.now)
         self._close(stream)
 
     def _refuse(self, exc: StreamError) -> None:
         self.guard.spend(guard.FAULT, f"faults, the last one: {exc}")
         self.output.put(frames.rst_stream(exc.stream_id, exc.code))
-        self._forgive(exc.stream_id)
+        self.gone.add(exc.stream_id)
         stream = self.streams.get(exc.stream_id)
         if stream is not None:
             self.lose(stream)
@@ -385,8 +388,3 @@ class Machine:
         if stream.busy:
             stream.busy = False
             self.orphans -= 1
-
-    def _forgive(self, number: int) -> None:
-        self._forgiven[number] = None
-        if len(self._forgiven) > _REMEMBERED:
-            self._forgiven.popitem(last=False)

@@ -23,6 +23,8 @@ class Stream:
     """Octets that we have allowed the peer to send."""
     received: int = 0
     """Octets of the body so far, without padding."""
+    coming: int = 0
+    """Octets of the DATA frame at hand that are counted in the window and have not come yet."""
     remote_done: bool = False
     local_done: bool = False
     """Our END_STREAM is sent, or waits in `trailers`, or the stream was reset."""

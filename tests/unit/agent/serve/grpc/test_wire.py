@@ -32,6 +32,8 @@ OFFICIAL = {
     m.INDEX: service_pb2.RepositoryIndexResponse,
     m.REPOSITORY_MODEL: service_pb2.RepositoryModelLoadRequest,
     m.REGION_NAME: service_pb2.SystemSharedMemoryStatusRequest,
+    m.REGION: service_pb2.SystemSharedMemoryRegisterRequest,
+    m.REGIONS: service_pb2.SystemSharedMemoryStatusResponse,
     m.TRACE_REQUEST: service_pb2.TraceSettingRequest,
     m.TRACE_RESPONSE: service_pb2.TraceSettingResponse,
     m.LOG_SETTINGS: service_pb2.LogSettingsRequest,
@@ -74,7 +76,9 @@ def test_tables_are_the_official_ones(ours: Message) -> None:
     compare(ours, OFFICIAL[ours].DESCRIPTOR)
 
 
-def test_data_types() -> None:
+def test_enumerations() -> None:
+    kinds = model_config_pb2.ModelInstanceGroup.Kind
+    assert dict(kinds.items()) == m.KINDS
     assert {value.name: value.number for value in model_config_pb2.DataType.DESCRIPTOR.values} == m.DATA_TYPES
 
 
@@ -159,7 +163,7 @@ def plain(value: Any) -> Any:
 
 
 @given(st.binary(max_size=120))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @example(b"\x0a\xff\xff\xff\xff\x0f")
 @example(b"\x0b" * 100)
 def test_any_octets_are_a_message_or_an_error(octets: bytes) -> None:
@@ -172,6 +176,7 @@ def test_any_octets_are_a_message_or_an_error(octets: bytes) -> None:
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_what_google_takes_we_take(octets: bytes) -> None:
     """Group fields (wire types 3 and 4), which proto3 has not had for a decade, aside."""
     try:
@@ -252,6 +257,7 @@ def test_refused(octets: str) -> None:
     st.lists(st.integers(-(1 << 63), (1 << 64) - 1), max_size=200),
     st.sampled_from(["<i4", "<i8", "<u4", "<u8", "?"]),
 )
+@settings(deadline=None)
 def test_varints_as_google_packs_them(numbers: list[int], kind: str) -> None:
     octets = b"".join(map(wire.number, numbers))
     dtype = np.dtype(kind)

@@ -45,7 +45,7 @@ def limits(peer: Peer) -> None:
     assert len(machine._rest) <= config.max_block_bytes + 9
     assert machine._blocks._bytes <= config.max_block_bytes or machine.closed
     assert machine._blocks._decoder.table_size <= hpack.TABLE_SIZE
-    assert len(machine._blocks._memo) <= 64 and len(machine._forgiven) <= 512
+    assert len(machine._blocks._memo) <= 64 and len(machine.gone) <= 512
     assert all(stream.receive_window >= 0 for stream in machine.streams.values())
     assert machine.output.window >= 0
     assert machine.output.pending_bytes == sum(

@@ -44,11 +44,13 @@ def test_requests_of_rfc_7541_c4() -> None:
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_huffman_undoes_another_encoder(text: bytes) -> None:
     assert huffman.decode(HUFFMAN.encode(text)) == text
 
 
 @given(st.binary(max_size=40))
+@settings(deadline=None)
 def test_huffman_judges_as_another_decoder(data: bytes) -> None:
     def theirs() -> bytes | None:
         with contextlib.suppress(other.HPACKDecodingError):
@@ -64,6 +66,7 @@ def test_huffman_judges_as_another_decoder(data: bytes) -> None:
 
 
 @given(st.lists(st.tuples(FIELDS, st.booleans(), st.sampled_from([None, 0, 100, 4096])), max_size=6))
+@settings(deadline=None)
 def test_blocks_of_another_encoder(blocks: list[tuple[list[hpack.Field], bool, int | None]]) -> None:
     """One connection: the dynamic table grows, shrinks, overflows, and both sides agree all the time."""
     encoder, coding = other.Encoder(), decoder()
@@ -75,7 +78,7 @@ def test_blocks_of_another_encoder(blocks: list[tuple[list[hpack.Field], bool, i
 
 
 @given(st.lists(st.binary(max_size=80), max_size=5))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_anything_is_decoded_or_refused(blocks: list[bytes]) -> None:
     """As another decoder would, on one table; nothing but H2Error, and the table keeps its bound."""
     coding, judge = decoder(), other.Decoder(max_header_list_size=1 << 20)
@@ -90,6 +93,7 @@ def test_anything_is_decoded_or_refused(blocks: list[bytes]) -> None:
 
 
 @given(FIELDS)
+@settings(deadline=None)
 def test_what_we_encode_another_decodes(fields: list[hpack.Field]) -> None:
     judge = other.Decoder(max_header_list_size=1 << 20)
     judge.header_table_size = 0

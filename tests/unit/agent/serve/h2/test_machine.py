@@ -8,6 +8,7 @@ import pytest
 
 from edgekit_agent.serve.grpc.h2 import errors as e
 from edgekit_agent.serve.grpc.h2 import frames, hpack
+from edgekit_agent.serve.grpc.h2.closed import LINGER_S
 from edgekit_agent.serve.grpc.h2.frames import frame
 from edgekit_agent.serve.grpc.h2.sink import Config
 from tests.unit.agent.serve.h2.client import DONE, HELLO, OK, REQUEST, Peer, data, goaway, reset_code, split
@@ -207,15 +208,42 @@ def test_a_finished_stream_is_closed_for_good() -> None:
 
 
 def test_an_early_answer_stops_the_client() -> None:
-    """Section 8.1: RST_STREAM with NO_ERROR behind a complete answer; what is on its way is thrown away."""
+    """Section 8.1: RST_STREAM with NO_ERROR after a complete answer; what is on its way is thrown away."""
     peer = Peer()
     stream = peer.request()
     peer.machine.headers(stream, OK, end=True)
     got = peer.take()
-    assert got[0].flags & frames.END_STREAM and reset_code(got) == e.NO_ERROR
+    assert got[0].flags & frames.END_STREAM and reset_code(got) == -1
     assert peer.send(data(1, b"x" * 70000)) == [] and peer.sink.bodies[1] == b""
-    assert peer.send(data(1, b"", end=True)) == []
+    peer.now += LINGER_S
+    peer.machine.resume(peer.now)
+    assert reset_code(peer.take()) == e.NO_ERROR
+    assert peer.send(data(1, b"x" * 70)) == [] and peer.send(data(1, b"", end=True)) == []
     assert not peer.machine.closed
+
+
+@pytest.mark.parametrize(
+    "end",
+    [data(1, b"x" * 100, end=True), frame(frames.HEADERS, END, 1, b""), frames.rst_stream(1, e.CANCEL)],
+)
+def test_a_client_that_ends_by_itself_is_not_told(end: bytes) -> None:
+    peer = Peer()
+    peer.machine.headers(peer.request(), OK, end=True)
+    peer.take()
+    assert peer.send(end) == []
+    peer.now += 10
+    peer.machine.resume(peer.now)
+    assert peer.take() == []
+
+
+def test_only_so_many_are_waited_for() -> None:
+    peer = Peer()
+    told: list[int] = []
+    for number in range(1, 401, 2):
+        peer.machine.headers(peer.request(number), OK, end=True)
+        peer.machine.resume(peer.now)
+        told += [item.stream for item in peer.take() if item.kind == frames.RST_STREAM]
+    assert told == list(range(1, 145, 2)), "128 of 200 may go on"
 
 
 def test_the_client_cancels() -> None:

@@ -1,0 +1,255 @@
+"""One HTTP/2 connection: bytes to the machine and back, requests to exchanges, and the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from edgekit_agent.serve import peer
+from edgekit_agent.serve.access import Refused
+from edgekit_agent.serve.grpc import link, status
+from edgekit_agent.serve.grpc.calls import Call, Duplex
+from edgekit_agent.serve.grpc.h2 import errors
+from edgekit_agent.serve.grpc.h2.machine import Machine
+from edgekit_agent.serve.grpc.h2.sink import Chunk, Config
+from edgekit_agent.serve.grpc.h2.stream import Stream
+from edgekit_agent.serve.grpc.link import Exchange, Link
+from edgekit_agent.serve.grpc.plain import Handle, Plain
+from edgekit_agent.serve.grpc.service import Registry
+from edgekit_agent.serve.grpc.status import RpcError
+from edgekit_agent.serve.message import error
+from edgekit_agent.serve.peer import Peer
+from edgekit_agent.serve.shares import Share
+
+_MIN_STREAMS = 8
+_LINGER_S = 2.0
+_GOODBYE_S = 1.0
+_GRPC = b"application/grpc"
+
+
+class Server(link.Server, Protocol):
+    """Whose connection it is: server.Server."""
+
+    handle: Handle
+    draining: bool
+    now: Callable[[], float]
+
+    def opened(self, connection: Connection, share: Share | None = None) -> bool: ...
+    def closed(self, connection: Connection) -> None: ...
+    def refused(self, peer: Peer, method: bytes, target: bytes, token: bytes | None) -> Refused | None: ...
+    def refused_call(self, peer: Peer, path: bytes, token: bytes | None) -> Refused | None: ...
+
+
+class Connection(asyncio.Protocol):
+    """See module. Also the `Sink` of its machine."""
+
+    def __init__(self, server: Server, registry: Registry) -> None:
+        self._server = server
+        limits = server.limits
+        header = limits.max_header_bytes
+        # What one client may have waiting: more are kept back by the client's library, not refused by us.
+        streams = max(_MIN_STREAMS, limits.max_queue * 3 // 4)
+        config = Config(max_streams=streams, max_block_bytes=header, max_list_bytes=header)
+        self._machine = Machine(self, config, server.now())
+        self._link = Link(self._machine, server, registry, self._touched, self._permit)
+        self._transport: asyncio.Transport | None = None
+        self._receiving = False
+        self._scheduled = False
+        self._hung_up = False
+        self._ended = False  # the client has closed its side
+        self._quiet = server.now()  # when there was something to do
+        self._stuck: float | None = server.now()  # since when the client owes the rest of a frame
+        self._frames = 0
+        self._blocked: float | None = None  # since when the client does not read
+        self._left: float | None = None  # when we said that we leave
+
+    # --- the server's clock
+
+    def check_time(self, now: float) -> None:
+        """Called now and then: end what is used up, slow or stuck."""
+        limits, machine = self._server.limits, self._machine
+        if self._transport is None:
+            return
+        if self._blocked is not None:
+            if now - self._blocked > limits.write_timeout_s:
+                self._transport.abort()
+            return
+        if self._hung_up:
+            if now - self._quiet > _LINGER_S:
+                self._transport.abort()
+            return
+        machine.resume(now)
+        for stream in list(machine.streams.values()):
+            exchange: Exchange | None = stream.app
+            if stream.pending and now - stream.moved > limits.write_timeout_s:
+                machine.reset(stream, errors.CANCEL)
+            elif exchange is not None:
+                exchange.check_time(now)
+        if self._stuck is not None and now - self._stuck > limits.read_timeout_s:
+            machine.fail(
+                errors.PROTOCOL_ERROR, f"a frame took longer than {limits.read_timeout_s:g} s to arrive"
+            )
+        elif self.idle and now - self._quiet > limits.idle_timeout_s:
+            machine.fail(errors.NO_ERROR, "idle")
+        self._flush()
+
+    @property
+    def share(self) -> Share | None:
+        return self._link.share
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is asked that is not answered."""
+        return not self._machine.streams and not self._machine.orphans
+
+    def close_if_idle(self) -> None:
+        """Called again and again while the server ends: take no more requests, then close."""
+        if self._transport is None or self._hung_up:
+            return
+        now = self._server.now()
+        if self._left is None:
+            self._left = now
+            self._machine.leave()
+            self._flush()
+        elif self.idle and (self._machine.left or now - self._left > _GOODBYE_S):
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._link.peer = peer.of(transport)
+        if not self._server.opened(self, self._link.join()):
+            self._machine.fail(errors.ENHANCE_YOUR_CALM, "too many connections")
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._transport = None
+        self._link.peer.close()
+        self._machine.fail(errors.NO_ERROR, "the connection is gone")
+        self._link.leave()
+        self._server.closed(self)
+
+    def eof_received(self) -> bool:
+        """The client sends no more. What it has asked completely is answered all the same."""
+        self._ended = True
+        for stream in list(self._machine.streams.values()):
+            if not stream.remote_done:
+                self._machine.lose(stream)
+        return bool(self._machine.streams) and not self._hung_up
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we."""
+        self._blocked = self._server.now()
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._blocked = None
+        if self._transport is not None:
+            self._transport.resume_reading()
+        self._machine.resume(self._server.now())
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        if self._hung_up:
+            return
+        now = self._server.now()
+        machine = self._machine
+        self._receiving = True
+        machine.receive(data, now)
+        self._receiving = False
+        if not machine.mid_frame:
+            self._stuck = None
+        elif self._stuck is None or machine.frames != self._frames:
+            self._stuck, self._frames = now, machine.frames
+        self._quiet = now
+        self._flush()
+
+    # --- the machine
+
+    def on_request(self, stream: Stream) -> None:
+        try:
+            stream.app = self._exchange(stream)
+        except RpcError as exc:
+            self._link.finish(stream, exc.code, exc.text, begun=False)
+
+    def on_data(self, stream: Stream, chunk: Chunk) -> None:
+        stream.app.on_data(chunk)
+
+    def on_end(self, stream: Stream) -> None:
+        stream.app.on_end()
+
+    def on_reset(self, stream: Stream) -> None:
+        if stream.app is not None:
+            stream.app.on_reset()
+
+    def _exchange(self, stream: Stream) -> Exchange:
+        """Raises RpcError."""
+        head = stream.head
+        kind = head.headers.get(b"content-type", b"")
+        if head.method != b"POST" or not kind.startswith(_GRPC):
+            plain = Plain(self._link, stream, self._server.handle)
+            token = head.headers.get(b"authorization")
+            refused = self._server.refused(self._link.peer, head.method, head.path, token)
+            if refused is not None:  # before its body is taken
+                plain.refuse(error(refused.status, refused.text, refused.extra))
+            self._rejoin()
+            return plain
+        if kind[len(_GRPC) :].partition(b";")[0].strip() not in (b"", b"+proto"):
+            raise RpcError(status.INTERNAL, "messages must be protocol buffers: application/grpc")
+        self._permit(stream)
+        if self._link.choked:
+            raise RpcError(status.RESOURCE_EXHAUSTED, "earlier answers are not taken")
+        method = self._link.registry.find(head.path)
+        return Duplex(self._link, stream) if method.streams else Call(self._link, stream)
+
+    def _permit(self, stream: Stream) -> None:
+        """Raises RpcError: a call that may not be made, or not any more."""
+        token = stream.head.headers.get(b"authorization")
+        refused = self._server.refused_call(self._link.peer, stream.head.path, token)
+        if refused is not None:
+            raise RpcError(status.from_http(refused.status), refused.text)
+        self._rejoin()
+
+    def _rejoin(self) -> None:
+        """A token says who the client is: that one's share counts from now on."""
+        share = self._link.share
+        if share is not None and share.key != self._link.peer.key:
+            self._link.join()
+
+    # --- out
+
+    def _touched(self) -> None:
+        """There is something to send: now or, when we are called by others, together with what follows."""
+        if not self._receiving and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        transport, machine = self._transport, self._machine
+        if transport is None:
+            return
+        while self._blocked is None and (data := machine.output.take()):
+            transport.write(data)
+            if machine.output.waiting:
+                machine.resume(self._server.now())
+        if machine.closed and machine.output.empty and not self._hung_up:
+            self._hang_up(transport)
+        elif (machine.peer_leaves or self._ended) and self.idle:
+            transport.close()
+
+    def _hang_up(self, transport: asyncio.Transport) -> None:
+        """After GOAWAY. A client that still sends is heard out for a moment, or it would not read why."""
+        self._hung_up = True
+        self._quiet = self._server.now()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()

@@ -1,0 +1,148 @@
+"""What the exchanges on one HTTP/2 connection share: how they send, and where their memory comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edgekit_agent.serve.grpc import status
+from edgekit_agent.serve.grpc.budget import Budget, Lease
+from edgekit_agent.serve.grpc.framing import ENCODINGS, prefix
+from edgekit_agent.serve.grpc.h2 import hpack
+from edgekit_agent.serve.grpc.h2.machine import Machine
+from edgekit_agent.serve.grpc.h2.sink import Chunk
+from edgekit_agent.serve.grpc.h2.stream import Stream
+from edgekit_agent.serve.grpc.service import Registry, Reply
+from edgekit_agent.serve.grpc.status import RpcError
+from edgekit_agent.serve.limits import Limits
+from edgekit_agent.serve.peer import NOBODY
+from edgekit_agent.serve.shares import Share, Shares, Turns
+
+BUSY = "too many requests of yours are waiting"
+_JOINED_BYTES = 16 * 1024  # copying fewer octets is cheaper than sending several pieces
+_HEAD_FIELDS = [
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b",".join(ENCODINGS)),
+]
+_HEAD = hpack.encode(_HEAD_FIELDS)
+_OK = hpack.encode(status.trailers(status.OK))
+
+
+class Server(Protocol):
+    """What the links of all connections share: of server.Server."""
+
+    limits: Limits
+    shares: Shares
+    turns: Turns
+    budget: Budget
+
+
+class Exchange(Protocol):
+    """One request and its answer. Its calls come in order; after `on_reset` there are none."""
+
+    def on_data(self, chunk: Chunk) -> None: ...
+    def on_end(self) -> None: ...
+    def on_reset(self) -> None: ...
+    def check_time(self, now: float) -> None:
+        """Called now and then: end what takes too long. `now` in seconds."""
+        ...
+
+
+class Link:
+    """See module. `touched` is called when there is something to send."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        server: Server,
+        registry: Registry,
+        touched: Callable[[], None],
+        permit: Callable[[Stream], None],
+    ) -> None:
+        """`permit` raises RpcError when a call may not go on."""
+        self.machine = machine
+        self.limits = server.limits
+        self.touched = touched
+        self.permit = permit
+        self.registry = registry
+        self.peer = NOBODY
+        """Who is at the other end; known when the connection is made."""
+        self.share: Share | None = None
+        """Of the client, while the connection is open."""
+        self._server = server
+
+    def join(self) -> Share:
+        """The connection is the client's that `peer` says."""
+        self.leave()
+        self.share = self._server.shares.join(self.peer.key)
+        return self.share
+
+    def leave(self) -> None:
+        if self.share is not None:
+            self._server.shares.leave(self.share)
+            self.share = None
+
+    def work(self, share: Share | None, call: Callable[[], None]) -> None:
+        """Make a call for a client whose turn is counted."""
+        turns = self._server.turns
+        before, turns.asking = turns.asking, share
+        call()
+        turns.asking = before
+
+    def claim(self) -> Share | None:
+        """Count a request that may have to wait for the engine; its share, for `yield_`. Raises RpcError."""
+        share = self.share
+        if share is not None and not self._server.shares.begin(share, self.machine.now):
+            raise RpcError(status.RESOURCE_EXHAUSTED, BUSY)
+        return share
+
+    def yield_(self, share: Share | None) -> None:
+        """The request is answered."""
+        if share is not None:
+            self._server.shares.end(share)
+
+    def lease(self, stream: Stream, octets: int) -> Lease | None:
+        """Widen the stream's window by `octets` when there is memory for them."""
+
+        def granted(octets: int) -> None:
+            self.machine.grant(stream, octets)
+            self.touched()
+
+        return None if self.share is None else self._server.budget.ask(self.share, octets, granted)
+
+    def end(self, lease: Lease | None) -> None:
+        """What a lease was for is not in memory any more."""
+        if lease is not None:
+            self._server.budget.end(lease)
+
+    @property
+    def choked(self) -> bool:
+        """Whether more answers wait for the client's windows than we keep."""
+        return self.machine.output.pending_bytes > 2 * self.limits.max_body_bytes
+
+    def begin(self, stream: Stream) -> None:
+        """The header of a call's answer."""
+        self.machine.headers(stream, _HEAD)
+
+    def message(self, stream: Stream, reply: Reply) -> None:
+        """One message of an answer that has begun."""
+        parts = reply.parts
+        size = sum(map(len, parts))
+        if size <= _JOINED_BYTES:
+            self.machine.data(stream, b"".join((prefix(size), *parts)))
+            return
+        self.machine.data(stream, prefix(size) + parts[0])
+        for part in parts[1:]:
+            self.machine.data(stream, part if isinstance(part, bytes) else memoryview(part))
+
+    def finish(self, stream: Stream, code: int = status.OK, text: str = "", *, begun: bool = True) -> None:
+        """The end of a call's answer; `begun`: whether there was a header."""
+        if code == status.OK and begun:
+            self.machine.end(stream, _OK)
+            return
+        fields = status.trailers(code, text)
+        if begun:
+            self.machine.end(stream, hpack.encode(fields))
+        else:
+            self.machine.headers(stream, hpack.encode([*_HEAD_FIELDS, *fields]), end=True)
