@@ -75,13 +75,13 @@ class Serving:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def stop(self, *, drain_s: float = 5.0, grace_s: float = 0.0) -> None:
+    def stop(self, *, drain_s: float = 5.0, grace_s: float = 0.0, last: bool = False) -> None:
         """Finish what is begun, then end; killed when it does not. The listening sockets stay open.
 
-        `grace_s`: see Drain; for when another process accepts already.
+        `grace_s`, `last`: see Drain; for when another process accepts already, and for when none ever will.
         """
         try:
-            drain = Drain(self.client.next_id(), drain_s, grace_s)
+            drain = Drain(self.client.next_id(), drain_s, grace_s, last=last)
             self.client.call(drain, Drained, timeout_s=drain_s + 2)
             self.client.tell(Shutdown(self.client.next_id()))
             self.process.wait(2)

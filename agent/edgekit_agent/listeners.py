@@ -26,6 +26,8 @@ class Listeners:
     endpoint: str
     """For people: http://HOST:PORT, and the Unix socket's path."""
     unix: Path | None
+    ours: bool = True
+    """Nobody else listens on them, as systemd does on those that it hands out."""
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -46,7 +48,7 @@ def bind(serve: ServeSection, given: Sequence[socket.socket] = ()) -> Listeners:
         for sock in given:
             if sock.family != socket.AF_UNIX:
                 check_exposure(serve, *sock.getsockname()[:2])
-        return Listeners(tuple(given), " ".join(_address(sock, serve) for sock in given), None)
+        return Listeners(tuple(given), " ".join(_address(sock, serve) for sock in given), None, ours=False)
     tcp = _tcp(serve)
     endpoint = _address(tcp, serve)
     if not serve.unix:

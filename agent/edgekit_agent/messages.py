@@ -188,6 +188,8 @@ class Drain:
     closed afterwards. Somebody else accepts meanwhile."""
     abandon: bool = False
     """Do not wait for the engine: what is begun is answered with an error."""
+    last: bool = False
+    """Nobody accepts afterwards: connections that wait to be accepted are served, later ones refused."""
 
 
 @dataclass(frozen=True)

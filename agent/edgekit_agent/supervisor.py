@@ -122,7 +122,8 @@ class Supervisor:
         self._spare.close()
         with self._loading:
             if self._serving is not None:
-                self._serving.stop(drain_s=DRAIN_S)
+                ours = self._listeners is not None and self._listeners.ours
+                self._serving.stop(drain_s=DRAIN_S, last=ours)
                 self._serving = None
             for thread in self._leaving:
                 thread.join()

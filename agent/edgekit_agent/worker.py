@@ -127,7 +127,7 @@ class Worker:
                     if message.abandon:
                         self.server.draining = True
                         self.core.abandon()
-                    clean = await self.server.drain(message.timeout_s, message.grace_s)
+                    clean = await self.server.drain(message.timeout_s, message.grace_s, last=message.last)
                     await self.channel.send(Drained(message.id, clean))
                 case _:
                     _log.error("unexpected message %s", type(message).__name__)

@@ -88,7 +88,7 @@ def as_input(value: ArrayLike, tensor: Tensor) -> tuple[Array, str]:
         raise DataError(f"input {tensor.name!r}: not an array: {exc}") from None
     if tensor.datatype == "BYTES":
         return _texts(array, tensor), "BYTES"
-    found = DTYPE_NAMES.get(array.dtype.newbyteorder("<"), str(array.dtype))
+    found = DTYPE_NAMES.get(array.dtype.newbyteorder("<")) or str(array.dtype)
     if found in (tensor.datatype, tensor.stored_datatype):
         return array, found
     wanted = DTYPES.get(tensor.datatype)

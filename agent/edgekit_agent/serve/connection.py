@@ -28,6 +28,7 @@ _PAUSE_AT = 8
 _MAX_HEADERS = 100
 _SPLIT_BYTES = 64 * 1024
 _LINGER_S = 2.0
+_FIRST_S = 0.5  # within this the first request of a new connection may be on its way
 _COUNTED_FROM = 64 * 1024  # smaller bodies fit into what connections buffer anyway
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
         self._begun: float | None = None  # when the first byte of an incomplete request came
         self._quiet: float = server.now()  # when the connection was last of use
         self._blocked: float | None = None  # since when the client does not read
+        self._asked = False  # whether it has been of use
         self._known: Known | None = None
         self._begun_for: Share | None = None  # whose share the current request counts in
         self._held = 0  # bytes of the body that is coming which count as buffered
@@ -95,7 +97,9 @@ class Connection(asyncio.Protocol):
         return self._current is None and not self._waiting and self._begun is None
 
     def close_if_idle(self) -> None:
-        if self.idle and self._transport is not None:
+        """Called again and again while the server ends."""
+        new = not self._asked and self._server.now() - self._quiet < _FIRST_S
+        if self.idle and not new and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -243,6 +247,7 @@ class Connection(asyncio.Protocol):
             self._fail(503, "too many requests at once on one connection")
             return
         request.peer = self._peer
+        self._asked = True
         self._waiting.append(request)
         self._deaf = not request.keep_alive
 

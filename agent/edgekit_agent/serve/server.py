@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import socket
 from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ class Server:
         self._parser = parser_factory(parser or best_parser(), limits)
         self._connections: set[Chosen] = set()
         self._servers: list[asyncio.Server | Handshakes] = []
+        self._listeners: Sequence[socket.socket] = ()
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._clock = self._loop.call_later(_TICK_S, self._tick)
@@ -94,6 +96,7 @@ class Server:
 
     async def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Begin to accept."""
+        self._listeners = listeners
         for listener in listeners:
             copy = listener.dup()
             copy.setblocking(False)
@@ -104,15 +107,18 @@ class Server:
             server = await self._loop.create_server(self._connection, sock=copy, backlog=_BACKLOG)
             self._servers.append(server)
 
-    async def drain(self, timeout_s: float, grace_s: float = 0.0) -> bool:
+    async def drain(self, timeout_s: float, grace_s: float = 0.0, *, last: bool = False) -> bool:
         """Stop accepting, answer what is begun, close. False when `timeout_s` passed before that.
 
-        Idle connections may ask once more for `grace_s`; the answer closes them.
+        Idle connections may ask once more for `grace_s`; the answer closes them. `last`: nobody accepts
+        afterwards, hence serve what waits to be accepted, and have the rest refused.
         """
         self.draining = True
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if last:
+            await asyncio.gather(*map(self._accept_rest, self._listeners))
         begin = self.now()
         deadline = begin + timeout_s
         while self._connections:
@@ -123,6 +129,19 @@ class Server:
                 return False
             await asyncio.sleep(0.01)
         return True
+
+    async def _accept_rest(self, listener: socket.socket) -> None:
+        context = self._tls.context if self._tls is not None and listener.family != socket.AF_UNIX else None
+        accepted: list[socket.socket] = []
+        with contextlib.suppress(OSError):  # would block: there is no more
+            while len(accepted) < self.limits.max_connections:
+                accepted.append(listener.accept()[0])
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # for everybody who holds this socket: a client is refused
+        connecting = [
+            self._loop.connect_accepted_socket(self._connection, sock, ssl=context) for sock in accepted
+        ]
+        await asyncio.gather(*connecting, return_exceptions=True)
 
     def refused(self, peer: Peer, method: bytes, target: bytes, token: bytes | None) -> Refused | None:
         """Why a request over HTTP may not be made; None: it may. `token`: its Authorization.
