@@ -40,6 +40,8 @@ _FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
 STALL_S = 2.0
 HANG_S = 20.0
 _PLAIN = LogSection()
+_FIRST_TO_DIE = {"edgekit_agent.probe": "1000", "edgekit_agent.worker": "500"}
+"""When memory runs out: a probe, then serving, which can be started again, and the supervisor last."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def start(
     hang_s: float = HANG_S,
     log: LogSection = _PLAIN,
 ) -> Serving:
-    """Start `python -m edgekit_agent.worker` on listening sockets that the caller keeps open.
+    """Start edgekit_agent.worker on listening sockets that the caller keeps open.
 
     With `wait_for_load` connections wait in the backlog until the first Load is answered; otherwise they
     get 503 until then. `protocols`: names as in the configuration. `parser`: one of server.PARSERS, empty for
@@ -175,8 +177,8 @@ def _spawn(
     module: str, arguments: list[str], passed: Sequence[int], control: socket.socket
 ) -> subprocess.Popen[bytes]:
     # -P: the current folder is no place to import code from.
-    command = [sys.executable, "-P", "-m", module, "--parent", str(os.getpid())]
-    command += ["--control-fd", str(control.fileno()), *arguments]
+    command = [sys.executable, "-P", "-m", "edgekit_agent.child", str(os.getpid()), _FIRST_TO_DIE[module]]
+    command += [module, "--control-fd", str(control.fileno()), *arguments]
     try:
         return _FORKER.submit(
             subprocess.Popen,

@@ -1,4 +1,4 @@
-"""`python -m edgekit_agent.probe`: load and golden-check one candidate, answer, end.
+"""The probe: load and golden-check one candidate, answer, end. Started by launch.probe through child.py.
 
 Reads one Load from the control socket, answers with one Loaded. Whatever else happens (a crash, a hang,
 no memory) happens here and not where requests are served; see launch.probe.
@@ -7,9 +7,7 @@ no memory) happens here and not where requests are served; see launch.probe.
 from __future__ import annotations
 
 import argparse
-import os
 import socket
-import sys
 
 from edgekit.errors import EdgekitError
 from edgekit_agent import process
@@ -19,12 +17,9 @@ from edgekit_agent.messages import Load
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgekit_agent.probe")
-    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--memory-mib", type=int, default=0)
     options = parser.parse_args(arguments)
-    process.first_to_die()
-    process.harden(options.parent)
     if options.memory_mib:
         process.limit_memory(options.memory_mib)
     channel = Channel(socket.socket(fileno=options.control_fd))
@@ -42,9 +37,3 @@ def main(arguments: list[str] | None = None) -> int:
         answer = engine.failure(request, exc)
     channel.send(answer)
     return 0 if answer.ok else 3
-
-
-if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)  # an engine's threads and destructors are no longer our concern

@@ -1,4 +1,4 @@
-"""`python -m edgekit_agent.worker`: the serving process, started by launch.start, led by messages.
+"""The serving process: started by launch.start through child.py, led by messages.
 
 It holds no keys and no state: when it dies, the supervisor starts another on the same listening sockets
 and loads the release again from its own memory. It dies when the supervisor does.
@@ -12,10 +12,8 @@ import contextlib
 import importlib.metadata
 import logging
 import math
-import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -54,9 +52,6 @@ from edgekit_agent.serve.server import PARSERS, Server
 from edgekit_agent.serve.trace import traced
 
 _log = logging.getLogger(__name__)
-
-_OUT_OF_MEMORY = 500
-"""The kernel takes this process before the supervisor, which can start it again, and after a probe."""
 
 _ALWAYS_MIB = 16.0
 """Growth that is let through even over the budget: answering errors needs some memory too."""
@@ -248,7 +243,6 @@ def new_loop(name: str = "") -> asyncio.AbstractEventLoop:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgekit_agent.worker")
-    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, action="append", default=[], dest="listen")
     parser.add_argument("--limits", type=Limits.from_argument, default=Limits())
@@ -264,9 +258,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parser", choices=PARSERS, default="")
     parser.add_argument("--safety", type=Safety.from_argument, default=Safety())
     options = parser.parse_args(arguments)
-    with contextlib.suppress(OSError):  # a container may not let us
-        process.first_to_die(_OUT_OF_MEMORY)
-    process.harden(options.parent)
     process.share_heap()
     logs.setup(options.log, logging.WARNING, "serving")
     logging.getLogger("edgekit.agent.requests").setLevel(logging.INFO)
@@ -291,9 +282,3 @@ def main(arguments: list[str] | None = None) -> int:
         _log.error("%s", exc)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # engines' threads and destructors have nothing to add

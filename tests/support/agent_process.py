@@ -78,7 +78,7 @@ class Device:
         family = psutil.Process(self.child.pid).children(recursive=True)
         self.child.kill()
         self.child.wait()
-        wait_for("the end of the supervisor's children", lambda: not any(map(lives, family)), 10)
+        wait_for("the end of the supervisor's children", lambda: not any(map(lives, family)), 60)
 
     def close(self) -> None:
         if self.child is not None and self.child.poll() is None:

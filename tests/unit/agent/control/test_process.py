@@ -25,7 +25,7 @@ def test_the_probe_starts_for_an_ordinary_user() -> None:
         python = [*drop, f"--inh-caps={caps}", f"--ambient-caps={caps}", *python]
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        command = [*python, "-m", "edgekit_agent.probe", "--parent", str(os.getpid())]
+        command = [*python, "-m", "edgekit_agent.child", str(os.getpid()), "1000", "edgekit_agent.probe"]
         probe = subprocess.Popen(
             [*command, "--control-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
