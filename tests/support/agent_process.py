@@ -83,7 +83,11 @@ class Device:
     def close(self) -> None:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
-            self.child.wait(30)
+            try:
+                self.child.wait(120)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
 
     def log(self) -> str:
         return (self.state / "log").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -156,12 +157,14 @@ def test_the_watchdog_starves_when_the_supervisor_hangs(tmp_path: Path) -> None:
         made.child = activated([], [AGENT, "--config", str(made.config)], environment)
         while manager.recv(1000) != b"WATCHDOG=1":
             pass
-        made.child.send_signal(19)
-        manager.settimeout(1.5)
-        with pytest.raises(TimeoutError):
-            while True:
-                manager.recv(1000)
-        made.child.send_signal(18)
+        made.child.send_signal(signal.SIGSTOP)
+        try:
+            manager.settimeout(1.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    manager.recv(1000)
+        finally:
+            made.child.send_signal(signal.SIGCONT)
         manager.settimeout(120)
         assert manager.recv(1000) == b"WATCHDOG=1"
 
