@@ -92,6 +92,11 @@ def inference(client: Client) -> None:
             "kws", [tensor()], request_compression_algorithm=name, response_compression_algorithm=name
         )
         assert np.array_equal(answer.as_numpy("y"), X * 2)
+        many = np.tile(X, (100, 1))
+        for binary in (True, False):
+            wanted = [triton.InferRequestedOutput("y", binary_data=binary)]
+            answer = client.infer("kws", [tensor(many)], outputs=wanted, response_compression_algorithm=name)
+            assert np.array_equal(answer.as_numpy("y"), many * 2)
     calls = [client.async_infer("kws", [tensor(X + number)]) for number in range(4)]
     for number, call in enumerate(calls):
         assert np.array_equal(call.get_result().as_numpy("y"), (X + number) * 2)

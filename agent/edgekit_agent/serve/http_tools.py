@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ Shape = Callable[[int, str, str], Response]
 INLINE_BODY_BYTES = 64 * 1024
 """Larger bodies are parsed on the model's thread, so that they do not hold up other connections."""
 RETRY = "Retry-After: 1\r\n"
+_GZIP = 16 + zlib.MAX_WBITS
+_CODINGS = {b"gzip": _GZIP, b"deflate": zlib.MAX_WBITS}
+_PACKED_FROM = 256  # bytes; smaller answers grow
 _SHORT = 120  # longest parser message that an error repeats
 
 
@@ -73,6 +77,23 @@ def json_object(text: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError("the request must be a JSON object")
     return document
+
+
+def packed(request: Request, response: Response) -> Response:
+    """The answer compressed, where the client asks for gzip or for deflate alone, as Triton's does.
+
+    Not for "gzip, deflate": many clients send that with every request, and packing costs more than it saves
+    on a device.
+    """
+    bits = _CODINGS.get(request.headers.get(b"accept-encoding", b""))
+    size = len(response.body) + sum(part.nbytes for part in response.tail)
+    if bits is None or response.status != 200 or size < _PACKED_FROM:
+        return response
+    pack = zlib.compressobj(1, zlib.DEFLATED, bits)
+    parts = [pack.compress(response.body), *[pack.compress(part) for part in response.tail]]
+    coding = "gzip" if bits == _GZIP else "deflate"
+    extra = f"{response.extra}Content-Encoding: {coding}\r\nVary: Accept-Encoding\r\n"
+    return dataclasses.replace(response, body=b"".join([*parts, pack.flush()]), tail=(), extra=extra)
 
 
 def decompress(data: bytes, encoding: bytes, max_bytes: int) -> bytes:

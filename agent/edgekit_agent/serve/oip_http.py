@@ -147,8 +147,10 @@ class Codec:
         note, config = prepared.note, model.config
         with values.Blame(prepared.inputs):
             if isinstance(note, Template):
-                return note.encode(model, outputs)
-            return oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)
+                answer = note.encode(model, outputs)
+            else:
+                answer = oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)
+        return http.packed(self._request, answer)
 
     def refuse(self, status: int, text: str) -> Response:
         return http.refusal(status, text)
