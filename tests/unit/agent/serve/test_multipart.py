@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import InputError
@@ -38,6 +38,7 @@ def test_what_comes_before_and_after_does_not_matter() -> None:
     assert [p.data for p in multipart.parse(body, b'multipart/form-data; boundary="xYz"; a=b')] == [b"1"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abz_09 \u00e9"), st.binary(max_size=40)), min_size=1, max_size=5))
 def test_every_form_comes_back(parts: list[tuple[str, bytes]]) -> None:
     found = multipart.parse(form(*(part(name, data) for name, data in parts)), TYPE)
@@ -68,6 +69,7 @@ def test_a_broken_form_is_refused(body: bytes, content_type: bytes, words: str) 
         multipart.parse(body, content_type)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_nothing_but_a_typed_error_escapes(noise: bytes, at: int) -> None:
     whole = form(part(), part("y", b"2"))

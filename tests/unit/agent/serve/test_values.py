@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,6 +25,7 @@ ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(ANY_ARRAY)
 def test_every_array_comes_back_through_json(array: np.ndarray[Any, Any]) -> None:
     text = jsons.dumps(values.plain(array))
@@ -32,6 +33,7 @@ def test_every_array_comes_back_through_json(array: np.ndarray[Any, Any]) -> Non
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=8), min_size=1, max_size=6), st.booleans())
 def test_every_byte_comes_back_through_json(items: list[bytes], binary: bool) -> None:
     array = values.flat("x", list(items), "BYTES").reshape(1, -1)
