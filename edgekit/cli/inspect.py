@@ -82,6 +82,10 @@ def _show(opened: bundle.Bundle) -> None:
     say(table(header, [_row(entry) for entry in opened.variants]))
     say()
     for entry in opened.variants:
+        if pipeline := entry.config.pipeline:
+            kinds = ", ".join(step.kind for step in (*pipeline.before, *pipeline.after))
+            say(f"pipeline: {entry.config.variant}: {pipeline.content_types[0]} through {kinds}")
+    for entry in opened.variants:
         for warning in _certificate.warnings(entry.certificate):
             say(f"warning: {entry.config.variant}: {warning}")
     say("`edgekit inspect BUNDLE --certificate VARIANT` explains the figures.")

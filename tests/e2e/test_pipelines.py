@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,12 @@ def test_a_recording_gets_a_word(folder: Path, spotter: Path) -> None:
         # Words, though spoken by a program (examples/kws/speak.py).
         for word in ("stop", "yes"):
             assert ask(port, "kws", (KWS / f"{word}.wav").read_bytes(), "audio/wav")["label"] == word
+        # Requests that come together, and may share an engine run, each get their own answer.
+        words = ["stop", "yes"] * 20
+        with ThreadPoolExecutor(8) as pool:
+            files = ((KWS / f"{word}.wav").read_bytes() for word in words)
+            answers = list(pool.map(lambda file: ask(port, "kws", file, "audio/wav")["label"], files))
+        assert answers == words
         # What curl says by itself; and TorchServe's path, also as its clients upload files.
         for path in ("/v2/models/{}/infer", "/predictions/{}", "/predictions/{}/0.1.0"):
             for kind in ("application/x-www-form-urlencoded", ""):
