@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from edgekit_agent.serve import peer
+from edgekit_agent.serve.body import WORTH_BYTES, Before, Body
 from edgekit_agent.serve.heads import SINGLE, problem
 from edgekit_agent.serve.http_tools import RETRY
 from edgekit_agent.serve.known import Known
@@ -41,6 +42,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._peer = peer.NOBODY
         self.share: Share | None = None  # the client's; while the connection is open
+        self._new_parser = parser
         self._parser = parser(self)
         self._waiting: deque[Request | Response] = deque()
         self._current: Request | None = None  # being answered
@@ -58,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._held = 0  # bytes of the body that is coming which count as buffered
         self._completed = 0  # requests in the bytes that are being parsed
         self._last: Request | None = None  # of these
+        self._apart: Before | None = None  # a large body that is being read
         self._reset()
 
     def _reset(self) -> None:
@@ -67,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._received = 0  # bytes of this request, as far as they came after those it began in
         self._header_bytes = 0
         self._head_done = False
+        self._length = 0  # of the body, where it is announced
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._owes_continue = False
@@ -124,6 +128,7 @@ class Connection(asyncio.Protocol):
         if self.share is not None:
             self._server.shares.leave(self.share)
         self._server.closed(self)
+        self._apart = None
         del self._parser  # it and we refer to each other
 
     def eof_received(self) -> bool:
@@ -142,12 +147,18 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         known, between = self._known, self._begun is None
-        if known is not None and between and len(data) == known.size and data.startswith(known.head):
-            self._take(known.request(data, keep_alive=not self._server.draining))
-            self._pump()
-            if self._waiting or self._paused:
-                self._throttle()
-            return
+        if known is not None and between and data.startswith(known.head):
+            rest = known.size - len(data)
+            if rest == 0:
+                self._take(known.request(data[len(known.head) :], keep_alive=not self._server.draining))
+                self._pump()
+                if self._waiting or self._paused:
+                    self._throttle()
+                return
+            if rest > WORTH_BYTES:
+                self._begun = self._server.now()
+                self._read_apart(known.head, data[len(known.head) :], known.size - len(known.head), known)
+                return
         if between:
             self._begun = self._server.now()
         self._completed, self._last = 0, None
@@ -163,15 +174,62 @@ class Connection(asyncio.Protocol):
             self._fail(431, "the request's header is too large")
         if self._received - self._body_bytes > self._server.limits.max_header_bytes + self._body_bytes:
             self._fail(400, "bad request: more bytes around the body than in it")
-        if between:
-            self._remember(data)
+        self._remember(data, between)
         self._pump()
         self._throttle()
 
-    def _remember(self, data: bytes) -> None:
-        """`data` came between two requests; when it was one request its head may come again."""
-        if self._completed == 1 and self._last is not None and self._begun is None:
-            self._known = Known.of(data, self._last)
+    def _remember(self, data: bytes, between: bool) -> None:
+        """`data` is parsed. Its head may come again, and a large body has still to come in.
+
+        `between`: it came after one request and before the next.
+        """
+        if between and self._completed == 1 and self._last is not None and self._begun is None:
+            self._known = Known.of(data[: len(data) - len(self._last.body)], self._last)
+        elif self._head_done and not self._deaf and self._length - self._body_bytes > WORTH_BYTES:
+            head = data[: len(data) - self._body_bytes] if between and self._completed == 0 else b""
+            self._read_apart(head, b"".join(self._body), self._length, None)
+
+    # --- large bodies
+
+    def _read_apart(self, head: bytes, first: bytes, size: int, known: Known | None) -> None:
+        """Read a body of `size` bytes, of which `first` has come, past the parser.
+
+        `head`: what came before it, if all of that is at hand; `known`: what it means, if it was seen before.
+        """
+        if self._transport is not None:
+            self._body = []
+            self._apart = Before(head, known)
+            self._transport.set_protocol(Body(self, first, size))
+
+    def body_read(self, body: bytearray) -> None:
+        """The end of a body that was read apart."""
+        apart = self._leave_apart()
+        if apart is None or self._deaf:
+            return
+        if apart.known is not None:
+            request = apart.known.request(body, keep_alive=not self._server.draining)
+        else:
+            request = self._request(body)
+            self._parser = self._new_parser(self)  # the old one waits for the body
+            self._known = Known.of(apart.head, request)
+        self._take(request)
+        self._reset()
+        self._begun = None
+        self._pump()
+        self._throttle()
+
+    def body_grows(self, size: int) -> bool:
+        """Count a body's `size` bytes so far; False when that is too much, and answered."""
+        if size <= _COUNTED_FROM or self._hold(size - self._held):
+            return True
+        self._fail(503, "too many large requests at once", RETRY)
+        return False
+
+    def _leave_apart(self) -> Before | None:
+        apart, self._apart = self._apart, None
+        if apart is not None and self._transport is not None:
+            self._transport.set_protocol(self)
+        return apart
 
     # --- parser
 
@@ -207,8 +265,9 @@ class Connection(asyncio.Protocol):
             self._fail(*wrong)
         elif no := self._server.refused(self._peer, method, self._url, headers.get(b"authorization")):
             self._fail(no.status, no.text, no.extra)  # before its body is taken
-        elif b"expect" in headers and parser.version() == "1.1":
-            self._owes_continue = True
+        else:
+            self._length = int(headers.get(b"content-length", b"0"))
+            self._owes_continue = b"expect" in headers and parser.version() == "1.1"
         if self.share is not None and self.share.key != self._peer.key:
             self._rejoin()
 
@@ -217,8 +276,7 @@ class Connection(asyncio.Protocol):
             return
         self._body_bytes += len(body)
         self._owes_continue = False
-        if self._body_bytes > _COUNTED_FROM and not self._hold(self._body_bytes - self._held):
-            self._fail(503, "too many large requests at once", RETRY)
+        if not self.body_grows(self._body_bytes):
             return
         if self._body_bytes > self._server.limits.max_body_bytes:
             limit = self._server.limits.max_body_bytes
@@ -229,17 +287,17 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._deaf or self._upgrading:
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        keep_alive = self._parser.keep_alive() and not self._server.draining
-        method = self._parser.method()
-        now = time.perf_counter_ns()
-        old = self._parser.version() == "1.0"
-        request = Request(method, self._url, self._headers, body, keep_alive, now, old)
-        request.held, self._held = self._held, 0
+        request = self._request(self._body[0] if len(self._body) == 1 else b"".join(self._body))
         self._completed, self._last = self._completed + 1, request
         self._take(request)
         self._reset()
         self._begun = None
+
+    def _request(self, body: bytes | bytearray) -> Request:
+        keep_alive = self._parser.keep_alive() and not self._server.draining
+        old = self._parser.version() == "1.0"
+        now = time.perf_counter_ns()
+        return Request(self._parser.method(), self._url, self._headers, body, keep_alive, now, old)
 
     def _take(self, request: Request) -> None:
         """Let a complete request wait for its turn."""
@@ -248,6 +306,7 @@ class Connection(asyncio.Protocol):
             return
         request.peer = self._peer
         self._asked = True
+        request.held, self._held = self._held, 0
         self._waiting.append(request)
         self._deaf = not request.keep_alive
 
@@ -265,6 +324,7 @@ class Connection(asyncio.Protocol):
         """Answer with an error after what was asked before, then close: the rest cannot be trusted."""
         self._failed = self._deaf = True
         self._begun = None
+        self._leave_apart()
         self._body.clear()
         self._let_go(self._held)
         self._held = 0

@@ -52,6 +52,11 @@ def heavy(request: Request) -> bool:
 
 def body(request: Request, max_bytes: int) -> bytes:
     """The body, decompressed where it was compressed. Raises InputError."""
+    return bytes(buffer(request, max_bytes))
+
+
+def buffer(request: Request, max_bytes: int) -> bytes | bytearray:
+    """As `body`, without a copy: a large one may be a bytearray. Raises InputError."""
     encoding = request.headers.get(b"content-encoding")
     return request.body if encoding is None else decompress(request.body, encoding, max_bytes)
 
@@ -63,7 +68,7 @@ def small(request: Request) -> bytes:
     return body(request, INLINE_BODY_BYTES)
 
 
-def json_value(text: bytes | memoryview) -> Any:
+def json_value(text: bytes | bytearray | memoryview) -> Any:
     """The JSON that `text` is. Raises InputError."""
     try:
         return jsons.loads(text)
@@ -71,7 +76,7 @@ def json_value(text: bytes | memoryview) -> Any:
         raise InputError(f"failed to parse the request JSON: {str(exc)[:_SHORT]}") from None
 
 
-def json_object(text: bytes | memoryview) -> dict[str, Any]:
+def json_object(text: bytes | bytearray | memoryview) -> dict[str, Any]:
     """The JSON object that `text` is. Raises InputError."""
     document = json_value(text)
     if not isinstance(document, dict):
@@ -96,7 +101,7 @@ def packed(request: Request, response: Response) -> Response:
     return dataclasses.replace(response, body=b"".join([*parts, pack.flush()]), tail=(), extra=extra)
 
 
-def decompress(data: bytes, encoding: bytes, max_bytes: int) -> bytes:
+def decompress(data: bytes | bytearray, encoding: bytes, max_bytes: int) -> bytes | bytearray:
     """Undo gzip or deflate. Raises InputError for anything else, damage, or more than `max_bytes`."""
     name = encoding.strip().lower()
     if name == b"identity":

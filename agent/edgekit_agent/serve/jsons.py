@@ -21,7 +21,7 @@ except ImportError:  # an optional extra: some boards have no wheel
     orjson = None
 
 
-def loads(text: bytes | memoryview) -> Any:
+def loads(text: bytes | bytearray | memoryview) -> Any:
     """Raises ValueError or RecursionError."""
     if orjson is not None:
         try:

@@ -8,9 +8,9 @@ only for the connection that sent them.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from edgekit_agent.serve.message import Request
+from edgekit_agent.serve.message import Memo, Request
 
 _MAX_BYTES = 4096
 _NOT_ALONE = (b"connection", b"expect", b"transfer-encoding", b"upgrade")
@@ -26,11 +26,11 @@ class Known:
     method: bytes
     target: bytes
     headers: dict[bytes, bytes]
+    memo: Memo = field(default_factory=Memo)
 
     @staticmethod
-    def of(data: bytes, parsed: Request) -> Known | None:
-        """From `data`, which held nothing but one request, and what the parser made of it."""
-        head = data[: len(data) - len(parsed.body)]
+    def of(head: bytes, parsed: Request) -> Known | None:
+        """From everything before the body of a request, and what the parser made of it."""
         length = parsed.headers.get(b"content-length", b"0")
         if (
             len(head) > _MAX_BYTES
@@ -42,9 +42,11 @@ class Known:
             or length != b"%d" % len(parsed.body)
         ):
             return None
-        return Known(head, len(data), parsed.method, parsed.target, parsed.headers)
+        return Known(head, len(head) + len(parsed.body), parsed.method, parsed.target, parsed.headers)
 
-    def request(self, data: bytes, *, keep_alive: bool) -> Request:
-        """The request that `data` is."""
-        body = data[len(self.head) :]
-        return Request(self.method, self.target, self.headers, body, keep_alive, time.perf_counter_ns())
+    def request(self, body: bytes | bytearray, *, keep_alive: bool) -> Request:
+        """The request that ends with `body`."""
+        now = time.perf_counter_ns()
+        made = Request(self.method, self.target, self.headers, body, keep_alive, now)
+        made.memo = self.memo
+        return made

@@ -89,7 +89,7 @@ class Lane:
         heapq.heappush(self._heap, (-prepared.priority, turn, next(self._numbers), job))
         self._samples += prepared.samples
         if self._runs < self._model.gate.width:
-            full = self._samples >= self._batch or self.waiting >= self._limits.max_queue
+            full = self._samples >= self._batch or len(self._heap) >= self._limits.max_queue
             if full and not self._answering:
                 self._go()
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -15,21 +16,32 @@ BINARY = "application/octet-stream"
 
 
 @dataclass(slots=True)
+class Memo:
+    """What a protocol remembers of a head, for the next request that has the same."""
+
+    again: Callable[[Request, Callable[[Response], None]], bool] | None = None
+    """Answers such a request, or returns False: that one must go the whole way."""
+
+
+@dataclass(slots=True)
 class Request:
     method: bytes
     target: bytes
     """As in the request line: path and query."""
     headers: dict[bytes, bytes]
     """Lower-case names; of repeated fields the last counts."""
-    body: bytes
+    body: bytes | bytearray
+    """A bytearray where it was read apart: larger than serve/body.py's WORTH_BYTES."""
     keep_alive: bool
     received_ns: int
     """time.perf_counter_ns() when its last byte was read."""
     http_1_0: bool = False
     peer: Peer = NOBODY
+    """Who sent it."""
     held: int = 0
     """Bytes of the body that count as buffered until it is answered."""
-    """Who sent it."""
+    memo: Memo | None = None
+    """Shared by requests of one connection whose heads are the same bytes."""
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ class InferRequest:
         return NORMAL_PRIORITY - self.priority if self.priority else 0
 
 
-def decode(body: bytes, json_size: int | None, memory: Access | None = None) -> InferRequest:
+def decode(body: bytes | bytearray, json_size: int | None, memory: Access | None = None) -> InferRequest:
     """Parse an infer request; `json_size` is the Inference-Header-Content-Length, None when absent.
 
     `memory`: the client's regions; None where there are none. Arrays are read-only views of `body` where the
@@ -227,7 +227,7 @@ def _is_size(value: object) -> bool:
 
 
 def _tensor(
-    name: str, item: dict[str, Any], body: bytes, offset: int, memory: Access | None
+    name: str, item: dict[str, Any], body: bytes | bytearray, offset: int, memory: Access | None
 ) -> tuple[Array, int]:
     """One input, and where the next binary tensor begins in `body`."""
     where = f"input {name[:_SHORT]!r}"
@@ -265,7 +265,7 @@ def _tensor(
 
 
 def _binary(
-    where: str, datatype: str, data: bytes, dtype: np.dtype[Any], shape: list[int], offset: int
+    where: str, datatype: str, data: bytes | bytearray, dtype: np.dtype[Any], shape: list[int], offset: int
 ) -> Array:
     """Little-endian values from `offset` of `data`, which has enough of them."""
     array: Array = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
@@ -11,11 +12,12 @@ from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
-from edgekit_agent.serve.message import Request, Response, error, ok
+from edgekit_agent.serve.message import BINARY, JSON, Request, Response, error, ok
 from edgekit_agent.serve.model import Model
 from edgekit_agent.serve.shared_memory import Access, Regions
 from edgekit_agent.serve.templates import Template, Templates
 
+_PLAIN = ("", JSON, BINARY)
 _ABOUT = ("", "ready", "config", "stats")
 
 
@@ -60,6 +62,16 @@ class Protocol:
                 name, version, Codec(request, self._core.regions, self._templates), respond,
                 received_ns=request.received_ns, heavy=heavy(request),
             )  # fmt: skip
+            if request.memo is not None and _is_plain(request):
+                request.memo.again = partial(self._infer_again, name, version)
+
+    def _infer_again(self, name: str, version: str, request: Request, respond: Respond) -> bool:
+        """`_infer` for a head that `_is_plain`: only the body is looked at."""
+        if not request.body.startswith(b"{"):
+            return False
+        codec = Codec(request, self._core.regions, self._templates)
+        self._core.infer(name, version, codec, respond, received_ns=request.received_ns)
+        return True
 
     def _page(self, parts: list[str]) -> Callable[[], Response] | None:
         """What a GET of this path gives; None when there is no such path."""
@@ -122,7 +134,7 @@ class Codec:
     def decode(self, model: Model, limits: Limits) -> Prepared:
         request = self._request
         size = json_size(request.headers.get(b"inference-header-content-length"))
-        body = http.body(request, limits.max_body_bytes)
+        body = http.buffer(request, limits.max_body_bytes)
         template = self._templates.find(body, size) if size is not None else None
         if template is not None:
             parsed = template.request
@@ -145,6 +157,8 @@ class Codec:
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:
         note, config = prepared.note, model.config
+        if isinstance(note, Template) and note.binary:
+            return note.encode(model, outputs)
         with values.Blame(prepared.inputs):
             if isinstance(note, Template):
                 answer = note.encode(model, outputs)
@@ -154,6 +168,11 @@ class Codec:
 
     def refuse(self, status: int, text: str) -> Response:
         return http.refusal(status, text)
+
+
+def _is_plain(request: Request) -> bool:
+    """Whether a head says: JSON and perhaps binary tensors, which are decoded at once."""
+    return not heavy(request) and raw.media_type(request) in _PLAIN
 
 
 def heavy(request: Request) -> bool:

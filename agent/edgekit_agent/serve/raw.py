@@ -70,7 +70,7 @@ def media_type(request: Request) -> str:
     return multipart.media_type(request.headers.get(b"content-type", b""))
 
 
-def kind_of(kind: str, body: bytes) -> str:
+def kind_of(kind: str, body: bytes | bytearray) -> str:
     """The media type that was declared; for clients that declare none, the one that the body begins with."""
     if kind not in _UNTOLD:
         return kind

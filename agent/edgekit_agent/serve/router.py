@@ -44,10 +44,13 @@ class Router:
 
     def handle(self, request: Request, respond: Respond) -> None:
         """Answer `request` through `respond`. Never raises."""
-        parts = self._parts.get(request.target)
-        if parts is None:
-            parts = self._split(request.target)
+        memo = request.memo
         try:
+            if memo is not None and memo.again is not None and memo.again(request, respond):
+                return
+            parts = self._parts.get(request.target)
+            if parts is None:
+                parts = self._split(request.target)
             for protocol in self._protocols:
                 if protocol.handle(parts, request, respond):
                     return

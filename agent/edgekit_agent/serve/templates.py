@@ -32,12 +32,14 @@ class Template:
     """Without inputs."""
     tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, bool], ...]
     """Name, data type, shape and offset in the body of each input, and whether it lies there aligned."""
+    binary: bool
+    """Whether all that it asks for comes as raw tensors: the answer's JSON depends on their shapes only."""
     fits: dict[int, int] = field(default_factory=dict)
     """Samples of such a request by Model.number, where the model takes the tensors as they are."""
     answers: dict[Any, tuple[bytes, bool]] = field(default_factory=dict)
     """JSON of an answer, and whether its tensors are large, by everything that they depend on."""
 
-    def prepare(self, model: Model, body: bytes, limits: Limits) -> Prepared:
+    def prepare(self, model: Model, body: bytes | bytearray, limits: Limits) -> Prepared:
         """As infer.prepare does it, with views of `body`. Raises InputError."""
         arrays = {}
         for name, dtype, shape, offset, aligned in self.tensors:
@@ -59,7 +61,7 @@ class Template:
         if known is None:
             names = (model.name, model.version)
             response = oip.encode(*names, self.request, config.outputs, outputs, config.labels)
-            if self._depends_on_shapes_only() and len(self.answers) < _KEPT:
+            if self.binary and len(self.answers) < _KEPT:
                 self.answers[key] = response.body[: response.json_size], bool(response.tail)
             return response
         text, large = known
@@ -68,12 +70,6 @@ class Template:
             return Response(200, text, BINARY, len(text), tail=tuple(map(memoryview, blobs)))
         return Response(200, b"".join((text, *blobs)), BINARY, len(text))
 
-    def _depends_on_shapes_only(self) -> bool:
-        wanted = self.request.wanted
-        if wanted is None:
-            return self.request.binary_default
-        return all(one.binary and not one.classes for one in wanted)
-
 
 class Templates:
     """The last few."""
@@ -81,24 +77,28 @@ class Templates:
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int], Template] = {}
 
-    def find(self, body: bytes, json_size: int) -> Template | None:
-        return self._known.get((body[:json_size], len(body))) if json_size <= _MAX_JSON_BYTES else None
+    def find(self, body: bytes | bytearray, json_size: int) -> Template | None:
+        return self._known.get((bytes(body[:json_size]), len(body))) if json_size <= _MAX_JSON_BYTES else None
 
-    def learn(self, body: bytes, json_size: int, parsed: oip.InferRequest) -> None:
+    def learn(self, body: bytes | bytearray, json_size: int, parsed: oip.InferRequest) -> None:
         """Keep what `body` was found to say, when its like may come again."""
         arrays = parsed.inputs
-        binary = sum(array.nbytes for array in arrays.values()) == len(body) - json_size
+        views = sum(array.nbytes for array in arrays.values()) == len(body) - json_size
         # A BOOL's bytes are checked each time; what is not in the body cannot be found there.
         if any(one.span is not None for one in parsed.wanted or ()):
             return  # whose memory that is depends on the client
-        if not binary or json_size > _MAX_JSON_BYTES or any(a.dtype.kind in "bO" for a in arrays.values()):
+        if not views or json_size > _MAX_JSON_BYTES or any(a.dtype.kind in "bO" for a in arrays.values()):
             return
         if len(self._known) >= _KEPT:
             self._known.clear()
         offset, tensors = json_size, []
         for name, array in arrays.items():
-            # A bytes object's own bytes begin at a multiple of 16.
+            # The bytes of a bytes object or bytearray begin at a multiple of 16.
             tensors.append((name, array.dtype, array.shape, offset, offset % array.itemsize == 0))
             offset += array.nbytes
+        if parsed.wanted is None:
+            binary = parsed.binary_default
+        else:
+            binary = all(one.binary and not one.classes for one in parsed.wanted)
         request = dataclasses.replace(parsed, inputs={}, memory=None)
-        self._known[body[:json_size], len(body)] = Template(request, tuple(tensors))
+        self._known[bytes(body[:json_size]), len(body)] = Template(request, tuple(tensors), binary)

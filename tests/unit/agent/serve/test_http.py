@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gzip
 import json
 import random
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edgekit_agent.process import rss_mib
 from edgekit_agent.serve import engine
 from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.grpc import services
@@ -160,6 +162,7 @@ def test_heads_that_repeat_are_read_as_the_first_one_was(with_wire: Callable[...
             binary([1, 2, 3, 4], name="z"), binary([1, 2, 3, 4], "X-Id: 1\r\n"), post(), post(),
             post(path="/v2/nope"), post(BODY.replace(b"1, 2", b"1; 2")), post(), binary([0, 0, 0, 1]),
             b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
+            post(b"\xff\xd8\xff" + BODY[3:]), post(b" " + BODY[:-1]), post(path="/v2/models/kws/inferr"),
             binary([9, 9, 9, 9]),
         ]  # fmt: skip
         wanted = []
@@ -170,8 +173,9 @@ def test_heads_that_repeat_are_read_as_the_first_one_was(with_wire: Callable[...
             fresh.writer.close()
             await fresh.writer.wait_closed()
         order = random.Random(5)
-        for _ in range(60):
+        for _ in range(120):
             picks = [order.randrange(len(messages)) for _ in range(order.randrange(1, 4))]
+            picks *= order.randrange(1, 4)  # what a head means is remembered from its second time on
             data = b"".join(messages[pick] for pick in picks)
             cut = order.randrange(len(data)) if order.random() < 0.5 else 0
             wire.send(data[:cut])
@@ -189,6 +193,97 @@ def test_heads_that_repeat_are_read_as_the_first_one_was(with_wire: Callable[...
         refused(await wire.answer(), 400)
 
     with_wire(test)
+
+
+LARGE = Limits(
+    max_header_bytes=4096, max_body_bytes=2_000_000, max_batch=100_000, max_connections=40, read_timeout_s=20
+)
+
+
+def rows(count: int, start: float, extra: str = "") -> tuple[bytes, bytes]:
+    """A request of `count` rows of four numbers, and the bytes that its answer ends with."""
+    raw = struct.pack(f"<{4 * count}f", *(start + number % 1000 for number in range(4 * count)))
+    item = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [count, 4],
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    head = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}}).encode()
+    return post(head + raw, f"Inference-Header-Content-Length: {len(head)}\r\n{extra}"), raw
+
+
+@pytest.mark.parametrize("count", [4_000, 5_000, 20_000, 100_000])
+@pytest.mark.parametrize("piece", [0, 1000, 70_000])
+def test_large_bodies_arrive_as_they_were_sent(
+    with_wire: Callable[..., None], count: int, piece: int
+) -> None:
+    """Read past the parser when large enough: the first with a head, those after it, and what follows."""
+
+    async def test(wire: Wire) -> None:
+        for start, extra in ((1, ""), (2, ""), (3, "X-Id: 7\r\n"), (4, ""), (5, "Expect: 100-continue\r\n")):
+            message, raw = rows(count, start, extra)
+            data = message + post() + message
+            step = piece or len(data)
+            for at in range(0, len(data), step):
+                wire.send(data[at : at + step])
+                if piece:
+                    await asyncio.sleep(0)
+            status, _, body = await wire.answer()
+            while status == 100:
+                status, _, body = await wire.answer()
+            assert status == 200 and body.endswith(raw)
+            fine(await wire.answer())
+            status, _, body = await wire.answer()
+            while status == 100:
+                status, _, body = await wire.answer()
+            assert status == 200 and body.endswith(raw)
+
+    with_wire(test, LARGE)
+
+
+def test_a_large_body_that_stops_is_an_error_and_its_memory_is_let_go(with_wire: Callable[..., None]) -> None:
+    async def test(wire: Wire) -> None:
+        message, raw = rows(100_000, 1)
+        for _ in range(2):  # with a head that is new, and with one that is known
+            wire.send(message)
+            assert (await wire.answer())[2].endswith(raw)
+            late = await wire.another()
+            late.send(message)
+            assert (await late.answer())[2].endswith(raw)
+            late.send(message[:-100])
+            refused(await late.answer(), 408)
+            late.send(message[-100:])  # too late; thrown away
+            late.writer.write_eof()
+            assert await late.closed()
+        for _ in range(20):
+            gone = await wire.another()
+            gone.send(message[:200_000])
+            await asyncio.sleep(0.005)
+            gone.writer.close()
+            await gone.writer.wait_closed()
+        ended = await wire.another()
+        ended.send(message[:200_000])
+        ended.writer.write_eof()
+        assert await ended.closed()
+        wire.send(message + post())
+        assert (await wire.answer())[2].endswith(raw)
+        fine(await wire.answer())
+
+    with_wire(test, dataclasses.replace(LARGE, read_timeout_s=2))
+
+
+def test_what_is_announced_costs_nothing_until_it_comes(with_wire: Callable[..., None]) -> None:
+    async def test(wire: Wire) -> None:
+        before = rss_mib()
+        head = post(b"", "Content-Length: 60000000\r\n").replace(b"Content-Length: 0\r\n", b"")
+        for _ in range(30):
+            wire = await wire.another()
+            wire.send(head + b"x")
+        await asyncio.sleep(0.2)
+        assert rss_mib() - before < 60
+
+    with_wire(test, Limits(max_body_bytes=100_000_000, max_connections=40))
 
 
 def test_chunked_bodies(with_wire: Callable[..., None]) -> None:
