@@ -50,6 +50,7 @@ check: install
 bench: system install
 	@$(BIN)/python benchmarks/build_time.py $(if $(QUICK),--quick)
 	@$(BIN)/python benchmarks/agent_latency.py $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.swap $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.recovery $(if $(QUICK),--quick)
 	-@$(BIN)/python -m benchmarks.quantization $(if $(QUICK),--quick)

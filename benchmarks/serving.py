@@ -240,10 +240,10 @@ def main() -> int:
             alone = stack.enter_context(served(made, Limits(max_joined=1)))
             for name, message in asked.items():
                 check(serving.address, net, session, message, sample)
-                way = Way(net.name, name, serving.serving.process.pid, serving.address, message)
+                made_way = Way(net.name, name, serving.serving.process.pid, serving.address, message)
                 if len(message) * max(CONNECTIONS) > Limits().max_buffered_bytes:
-                    del way.cells[max(CONNECTIONS)]  # the agent would refuse to hold so many at once
-                ways.append(way)
+                    del made_way.cells[max(CONNECTIONS)]  # the agent would refuse to hold so many at once
+                ways.append(made_way)
             message = asked["binary"]
             ways.append(
                 Way(net.name, "binary, one by one", alone.serving.process.pid, alone.address, message)

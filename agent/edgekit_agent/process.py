@@ -70,7 +70,7 @@ def share_heap() -> None:
     """Let all threads allocate from one heap (glibc gives each its own). Call before threads start.
 
     What one thread has freed serves the others: a convolutional network that was loaded in one thread and
-    runs in another took 159 MiB with a heap each and 80 with one, at the same speed. Fixed thresholds for
+    runs in another took 159 MiB with a heap each and 89 with one, at the same speed. Fixed thresholds for
     mmap would save a little more and cost 3 ms of page faults in each run.
     """
     options = getattr(_LIBC, "mallopt", None)  # musl has none
