@@ -30,7 +30,7 @@ NEEDED = {
     "cifar10-jpeg": ("train_5000.tar", "test_2000.tar"),
     "cifar10-resnet20": ("resnet20.pt2", "resnet20.onnx", "resnet20-12fca82f.th", "resnet56-4bfd9763.th"),
 }
-RECIPES = {"prune": "pruned (40 % of inner channels), distilled", "student": "student ResNet-16, distilled"}
+RECIPES = {"prune": "pruned (30 % of inner channels), distilled", "student": "student ResNet-16, distilled"}
 
 
 def place(data: Path, folder: Path) -> None:
