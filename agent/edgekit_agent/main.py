@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -273,14 +275,21 @@ def _signals() -> Callable[[], None]:
     # Until the wait begins a signal ends the start-up, through every `finally`.
     for one in wanted:
         signal.signal(one, interrupt)
+    # Its number lies here as well: Python swallows what a handler raises inside a destructor, and the wait
+    # would last for ever.
+    arrived, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
     def wait() -> None:
-        try:
-            while True:
-                signal.pause()
-        except SystemExit:
-            for one in wanted:
-                signal.signal(one, signal.SIG_IGN)
+        with suppress(SystemExit):
+            while wanted.isdisjoint(os.read(arrived, 64)):
+                pass
+        for one in wanted:
+            signal.signal(one, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.close(arrived)
+        os.close(wakeup)
 
     return wait
 
