@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -35,7 +36,7 @@ from edgekit.backends import Recipe
 from edgekit.build import measure, pipeline, worker
 from edgekit.build.cache import Cache
 from edgekit.build.certify import Context
-from edgekit.build.metrics import Answers
+from edgekit.build.metrics import Answers, paired_p
 from edgekit.build.progress import Lines
 from edgekit.cli._output import say
 from edgekit.profile import Verify
@@ -52,6 +53,8 @@ PASSES = {
 """Task to edgekit's precision and Olive's pass."""
 NOISE = 1.05
 """Medians of two runs in turn repeat within this; the same file raced against itself differs as much."""
+SIGNIFICANT = 0.05
+"""Accuracies differ when a paired test on the same rows gives less than this."""
 
 
 @dataclass
@@ -132,9 +135,13 @@ def compared(task: Task, context: Context, recipe: Recipe, sides: dict[str, Side
     other, foreign = _measured(context, recipe, theirs.onnx, context.model.onnx)
     mine, _ = _measured(context, recipe, ours.onnx, context.model.onnx)
     truth = context.evaluation.truth
-    scores = [context.metric.score(Answers(seen, truth, seen)).interval for seen in (own, foreign)]
+    scores = [context.metric.score(Answers(seen, truth, seen)) for seen in (own, foreign)]
+    mine_is, other_is = (score.interval.value for score in scores)
+    chance = paired_p(context.metric, *scores)
+    # A difference on these rows that resampling them turns round says nothing about either tool.
+    same = 1.0 if chance < SIGNIFICANT else math.inf
     figures = (
-        ("accuracy", scores[0].value, scores[1].value, True, 1.0),
+        (f"accuracy (p = {chance:.2f})", mine_is, other_is, True, same),
         ("p50 ms", race.latency.p50_ms, race.baseline_latency.p50_ms, False, NOISE),
         ("x fp32", _speedup(mine), _speedup(other), True, NOISE),
         ("bytes", len(ours.onnx), len(theirs.onnx), False, 1.0),
@@ -203,7 +210,8 @@ def main() -> int:
     note = (
         f"Olive {VERSION}, onnxruntime {metadata.version('onnxruntime')} on both sides; builds: medians of "
         f"{chosen.rounds} in turn, whole processes; p50: both files in turn in one process, one thread; "
-        f"timings within {NOISE - 1:.0%} count as equal. {here.cpu}."
+        f"timings within {NOISE - 1:.0%} count as equal, accuracies unless a paired test (p: McNemar "
+        f"or bootstrap) tells them apart. {here.cpu}."
     )
     answer = {"table": table(found, note), "figures": found, "machine": dataclasses.asdict(here)}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
