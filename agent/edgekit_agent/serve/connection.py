@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from edgekit_agent.serve import peer
+from edgekit_agent.serve.arriving import MAX_HEADERS, Arriving
 from edgekit_agent.serve.body import WORTH_BYTES, Before, Body
-from edgekit_agent.serve.heads import SINGLE, problem
+from edgekit_agent.serve.claim import Claim
+from edgekit_agent.serve.heads import problem
 from edgekit_agent.serve.http_tools import RETRY
 from edgekit_agent.serve.known import Known
 from edgekit_agent.serve.message import Request, Response, error
@@ -26,12 +28,9 @@ if TYPE_CHECKING:
 
 MAX_PIPELINED = 256
 _PAUSE_AT = 8
-_MAX_HEADERS = 100
-_SPLIT_BYTES = 64 * 1024
 _LINGER_S = 2.0
 _FIRST_S = 0.5  # within this the first request of a new connection may be on its way
 _COUNTED_FROM = 64 * 1024  # smaller bodies fit into what connections buffer anyway
-_UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
 
 class Connection(asyncio.Protocol):
@@ -41,7 +40,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._peer = peer.NOBODY
-        self.share: Share | None = None  # the client's; while the connection is open
+        self._claim: Claim | None = None  # on its client's share
         self._new_parser = parser
         self._parser = parser(self)
         self._waiting: deque[Request | Response] = deque()
@@ -56,25 +55,10 @@ class Connection(asyncio.Protocol):
         self._blocked: float | None = None  # since when the client does not read
         self._asked = False  # whether it has been of use
         self._known: Known | None = None
-        self._begun_for: Share | None = None  # whose share the current request counts in
-        self._held = 0  # bytes of the body that is coming which count as buffered
         self._completed = 0  # requests in the bytes that are being parsed
         self._last: Request | None = None  # of these
         self._apart: Before | None = None  # a large body that is being read
-        self._reset()
-
-    def _reset(self) -> None:
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._repeated = b""
-        self._received = 0  # bytes of this request, as far as they came after those it began in
-        self._header_bytes = 0
-        self._head_done = False
-        self._length = 0  # of the body, where it is announced
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._owes_continue = False
-        self._upgrading = False
+        self._new = Arriving()
 
     # --- the server's clock
 
@@ -96,6 +80,11 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     @property
+    def share(self) -> Share | None:
+        """The client's."""
+        return self._claim.share if self._claim is not None else None
+
+    @property
     def idle(self) -> bool:
         """Nothing is asked that is not answered."""
         return self._current is None and not self._waiting and self._begun is None
@@ -115,8 +104,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._peer = peer.of(transport)
-        self.share = self._server.shares.join(self._peer.key)
-        if not self._server.opened(self, self.share):
+        self._claim = Claim(self._server.shares, self._peer.key)
+        if not self._server.opened(self, self._claim.share):
             self._fail(503, "too many connections", RETRY)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -124,9 +113,8 @@ class Connection(asyncio.Protocol):
         self._peer.close()
         self._deaf = True
         self._drop_waiting()
-        self._let_go(self._held)
-        if self.share is not None:
-            self._server.shares.leave(self.share)
+        if self._claim is not None:
+            self._claim.close()
         self._server.closed(self)
         self._apart = None
         del self._parser  # it and we refer to each other
@@ -162,17 +150,17 @@ class Connection(asyncio.Protocol):
         if between:
             self._begun = self._server.now()
         self._completed, self._last = 0, None
-        if not self._head_done:
-            self._header_bytes += len(data)  # counted again, exactly, when the header is complete
-        self._received += len(data)
+        if not self._new.head_done:
+            self._new.header_bytes += len(data)  # counted again, exactly, when the header is complete
+        self._new.received += len(data)
         try:
             self._parser.feed(data)
         except BadRequest as exc:
             self._fail(exc.status, f"bad request: {exc}")
             return
-        if not self._head_done and self._header_bytes > self._server.limits.max_header_bytes:
+        if not self._new.head_done and self._new.header_bytes > self._server.limits.max_header_bytes:
             self._fail(431, "the request's header is too large")
-        if self._received - self._body_bytes > self._server.limits.max_header_bytes + self._body_bytes:
+        if self._new.received - 2 * self._new.body_bytes > self._server.limits.max_header_bytes:
             self._fail(400, "bad request: more bytes around the body than in it")
         self._remember(data, between)
         self._pump()
@@ -185,9 +173,9 @@ class Connection(asyncio.Protocol):
         """
         if between and self._completed == 1 and self._last is not None and self._begun is None:
             self._known = Known.of(data[: len(data) - len(self._last.body)], self._last)
-        elif self._head_done and not self._deaf and self._length - self._body_bytes > WORTH_BYTES:
-            head = data[: len(data) - self._body_bytes] if between and self._completed == 0 else b""
-            self._read_apart(head, b"".join(self._body), self._length, None)
+        elif self._new.head_done and not self._deaf and self._new.length - self._new.body_bytes > WORTH_BYTES:
+            head = data[: len(data) - self._new.body_bytes] if between and self._completed == 0 else b""
+            self._read_apart(head, self._new.whole_body(), self._new.length, None)
 
     # --- large bodies
 
@@ -197,7 +185,7 @@ class Connection(asyncio.Protocol):
         `head`: what came before it, if all of that is at hand; `known`: what it means, if it was seen before.
         """
         if self._transport is not None:
-            self._body = []
+            self._new.body = []
             self._apart = Before(head, known)
             self._transport.set_protocol(Body(self, first, size))
 
@@ -213,14 +201,14 @@ class Connection(asyncio.Protocol):
             self._parser = self._new_parser(self)  # the old one waits for the body
             self._known = Known.of(apart.head, request)
         self._take(request)
-        self._reset()
+        self._new = Arriving()
         self._begun = None
         self._pump()
         self._throttle()
 
     def body_grows(self, size: int) -> bool:
         """Count a body's `size` bytes so far; False when that is too much, and answered."""
-        if size <= _COUNTED_FROM or self._hold(size - self._held):
+        if size <= _COUNTED_FROM or self._claim is None or self._claim.grow(size):
             return True
         self._fail(503, "too many large requests at once", RETRY)
         return False
@@ -235,69 +223,64 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if not self._deaf:
-            self._reset()
+            self._new = Arriving()
             self._begun = self._server.now()
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        self._new.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_done:
+        if self._new.head_done:
             return  # a trailer: it must not change what the header said
-        name = name.lower()
-        if name in self._headers and name in SINGLE:
-            self._repeated = name
-        if len(self._headers) < _MAX_HEADERS:
-            self._headers[name] = value.strip(b" \t")  # llhttp leaves what follows
-        elif not self._deaf:
-            self._fail(431, f"more than {_MAX_HEADERS} header fields")
+        if not self._new.header(name, value) and not self._deaf:
+            self._fail(431, f"more than {MAX_HEADERS} header fields")
 
     def on_headers_complete(self) -> None:
-        self._head_done = True
+        self._new.head_done = True
         if self._deaf:
             return
         if self._parser.upgrade() and self._parser.method() != b"CONNECT":
-            self._upgrading = True
+            self._new.upgrading = True
             return
-        headers, parser, method = self._headers, self._parser, self._parser.method()
-        wrong = problem(parser.version(), method, self._url, headers, self._repeated, self._server.limits)
+        new, version, method = self._new, self._parser.version(), self._parser.method()
+        wrong = problem(version, method, new.url, new.headers, new.repeated, self._server.limits)
         if wrong is not None:
             self._fail(*wrong)
-        elif no := self._server.refused(self._peer, method, self._url, headers.get(b"authorization")):
+        elif no := self._server.refused(self._peer, method, new.url, new.headers.get(b"authorization")):
             self._fail(no.status, no.text, no.extra)  # before its body is taken
         else:
-            self._length = int(headers.get(b"content-length", b"0"))
-            self._owes_continue = b"expect" in headers and parser.version() == "1.1"
-        if self.share is not None and self.share.key != self._peer.key:
-            self._rejoin()
+            new.length = int(new.headers.get(b"content-length", b"0"))
+            new.owes_continue = b"expect" in new.headers and version == "1.1"
+        if self._claim is not None and self._current is None and not self._waiting:
+            self._claim.follow(self._peer.key)
 
     def on_body(self, body: bytes) -> None:
         if self._deaf:
             return
-        self._body_bytes += len(body)
-        self._owes_continue = False
-        if not self.body_grows(self._body_bytes):
+        self._new.body_bytes += len(body)
+        self._new.owes_continue = False
+        if not self.body_grows(self._new.body_bytes):
             return
-        if self._body_bytes > self._server.limits.max_body_bytes:
+        if self._new.body_bytes > self._server.limits.max_body_bytes:
             limit = self._server.limits.max_body_bytes
             self._fail(413, f"the body is larger than the {limit} bytes allowed")
         else:
-            self._body.append(body)
+            self._new.body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._deaf or self._upgrading:
+        if self._deaf or self._new.upgrading:
             return
-        request = self._request(self._body[0] if len(self._body) == 1 else b"".join(self._body))
+        request = self._request(self._new.whole_body())
         self._completed, self._last = self._completed + 1, request
         self._take(request)
-        self._reset()
+        self._new = Arriving()
         self._begun = None
 
     def _request(self, body: bytes | bytearray) -> Request:
         keep_alive = self._parser.keep_alive() and not self._server.draining
         old = self._parser.version() == "1.0"
         now = time.perf_counter_ns()
-        return Request(self._parser.method(), self._url, self._headers, body, keep_alive, now, old)
+        return Request(self._parser.method(), self._new.url, self._new.headers, body, keep_alive, now, old)
 
     def _take(self, request: Request) -> None:
         """Let a complete request wait for its turn."""
@@ -306,17 +289,14 @@ class Connection(asyncio.Protocol):
             return
         request.peer = self._peer
         self._asked = True
-        request.held, self._held = self._held, 0
+        request.held = self._claim.pass_on() if self._claim is not None else 0
         self._waiting.append(request)
         self._deaf = not request.keep_alive
 
     def head_without_upgrade(self) -> bytes:
-        if self._deaf or not self._upgrading:
+        if self._deaf or not self._new.upgrading:
             return b""
-        lines = [self._parser.method() + b" " + self._url + b" HTTP/1.1"]
-        fields = self._headers.items()
-        lines += [name + b": " + value for name, value in fields if name not in _UPGRADE_HEADERS]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return self._new.head_without_upgrade(self._parser.method())
 
     # --- answers
 
@@ -325,9 +305,9 @@ class Connection(asyncio.Protocol):
         self._failed = self._deaf = True
         self._begun = None
         self._leave_apart()
-        self._body.clear()
-        self._let_go(self._held)
-        self._held = 0
+        self._new.body.clear()
+        if self._claim is not None:
+            self._claim.drop()
         self._waiting.append(error(status, text, extra))
         self._pump()
 
@@ -344,8 +324,8 @@ class Connection(asyncio.Protocol):
                 self._current = item
                 self._ask(item)
         self._pumping = False
-        if self._owes_continue and self._current is None and not self._waiting and self._transport:
-            self._owes_continue = False
+        if self._new.owes_continue and self._current is None and not self._waiting and self._transport:
+            self._new.owes_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _respond(self, response: Response) -> None:
@@ -356,7 +336,7 @@ class Connection(asyncio.Protocol):
             return  # the client has gone
         close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
         self._write(response, close=close, request=request)
-        if self._waiting or self._paused or self._owes_continue:
+        if self._waiting or self._paused or self._new.owes_continue:
             self._pump()
             self._throttle()
 
@@ -367,12 +347,10 @@ class Connection(asyncio.Protocol):
         head = response.head(close=close, keep_alive_wanted=old)
         if request is not None and request.method == b"HEAD":
             self._transport.write(head)
-        elif response.tail:
-            self._transport.writelines((head + response.body, *response.tail))
-        elif len(response.body) > _SPLIT_BYTES:
-            self._transport.writelines((head, response.body))
+        elif len(parts := response.parts(head)) == 1:
+            self._transport.write(parts[0])
         else:
-            self._transport.write(head + response.body)
+            self._transport.writelines(parts)
         self._quiet = self._server.now()
         if close:
             self._hang_up()
@@ -393,44 +371,26 @@ class Connection(asyncio.Protocol):
 
     # --- shares
 
-    def _rejoin(self) -> None:
-        """Its token says who the client is: that one's share counts from now on."""
-        if self.share is not None and self._current is None and not self._waiting:
-            self._server.shares.leave(self.share)
-            self.share = self._server.shares.join(self._peer.key)
-
     def _ask(self, request: Request) -> None:
         """Have the request answered, if its client may ask that now."""
-        server, share = self._server, self.share
-        if share is not None and request.method == b"POST":  # what only reads is answered at once
-            if not server.shares.begin(share, server.now()):
-                self._respond(error(429, "too many requests of yours are waiting", RETRY))
-                return
-            self._begun_for = share
-        before, server.turns.asking = server.turns.asking, share
+        server, claim = self._server, self._claim
+        # What only reads is answered at once.
+        if claim is not None and request.method == b"POST" and not claim.begin(server.now()):
+            self._respond(error(429, "too many requests of yours are waiting", RETRY))
+            return
+        before, server.turns.asking = server.turns.asking, claim.share if claim is not None else None
         server.handle(request, self._respond)
         server.turns.asking = before
 
     def _end(self, request: Request) -> None:
-        self._let_go(request.held)
-        if self._begun_for is not None:
-            self._server.shares.end(self._begun_for)
-            self._begun_for = None
-
-    def _hold(self, size: int) -> bool:
-        if self.share is None or not self._server.shares.hold(self.share, size):
-            return False
-        self._held += size
-        return True
-
-    def _let_go(self, size: int) -> None:
-        if size and self.share is not None:
-            self._server.shares.release(self.share, size)
+        if self._claim is not None:
+            self._claim.let_go(request.held)
+            self._claim.end()
 
     def _drop_waiting(self) -> None:
         for item in self._waiting:
-            if isinstance(item, Request):
-                self._let_go(item.held)
+            if isinstance(item, Request) and self._claim is not None:
+                self._claim.let_go(item.held)
         self._waiting.clear()
 
     # --- flow

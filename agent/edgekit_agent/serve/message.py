@@ -13,6 +13,7 @@ from edgekit_agent.serve.peer import NOBODY, Peer
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+_SPLIT_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -64,6 +65,12 @@ class Response:
         return _head(
             self.status, self.content_type, self.json_size, self.extra, size, close, keep_alive_wanted
         )
+
+    def parts(self, head: bytes) -> tuple[bytes | memoryview, ...]:
+        """What goes to the client: small parts in one, large ones without a copy."""
+        if self.tail:
+            return (head + self.body, *self.tail)
+        return (head, self.body) if len(self.body) > _SPLIT_BYTES else (head + self.body,)
 
 
 @lru_cache(256)
