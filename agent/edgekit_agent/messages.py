@@ -15,11 +15,15 @@ from edgekit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Pacing:
-    """What a serving process measured of a release on this device; see serve/pace.py."""
+    """What is known of a release's runs on this device; see runtimes/_pace.py."""
 
     run_ms: float
     batch: int
     batch_ms: float
+    settled: bool = True
+    """False: joined runs have not been tried yet."""
+    engine_version: str = ""
+    """That it was measured with; empty: by a serving process, which has no other."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Load:
     proven: Pacing | None = None
     """`Loaded.pacing` of an earlier load of the same sealed memory: one golden sample is then enough, for
     clients wait. None: prove it."""
-    hurry: bool = False
-    """Clients wait: prove it, but do not take the time to measure whether joined runs pay."""
+    advice: Pacing | None = None
+    """What the builder measured on a machine of this kind; believed if the golden samples take as long."""
     memory_mib: float = 0.0
     """Most memory that the process may have with it; beyond that, and a quarter more, allocations fail.
     0: no bound."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from edgekit import bundle
+from edgekit import bundle, host
 from edgekit.bundle import Bundle, VariantEntry
+from edgekit.bundle.model import Certificate, VariantConfig
 from edgekit.crypto import sealing
 from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import BundleError, DecryptError, DigestError, FormatError, InputError
+from edgekit.host import Host
 from edgekit.runtimes import _known_bad
 from edgekit.wire import Assignment
 from edgekit_agent import memfd
@@ -73,24 +77,24 @@ class Prepared:
         replace: bool = False,
         certify: bool = False,
         proven: Pacing | None = None,
-        hurry: bool = False,
         announce_s: float = 0.0,
         memory_mib: float = 0.0,
         restarts: int = 0,
     ) -> tuple[Load, list[int]]:
         """The order to serve it, and the descriptors that travel with it."""
+        here = _host()
         load = Load(
             id=number,
             name=self.name,
             version=self.version,
-            config=self.entry.config,
+            config=tuned(self.entry, here),
             golden=self.entry.golden,
             files=tuple(self.files),
             golden_files=tuple(self.golden_files),
             replace=replace,
             certify=certify,
             proven=proven,
-            hurry=hurry,
+            advice=advice(self.entry, here),
             announce_s=announce_s,
             memory_mib=memory_mib,
             restarts=restarts,
@@ -101,6 +105,39 @@ class Prepared:
         memfd.close_all([*self.files.values(), *self.golden_files.values()])
         self.files.clear()
         self.golden_files.clear()
+
+
+@cache
+def _host() -> Host:
+    return host.read()
+
+
+def measured_on(certificate: Certificate, here: Host) -> bool:
+    """Whether the figures were taken on a machine like this one: same processor, same number of cores."""
+    serving = certificate.serving
+    return (
+        serving is not None
+        and bool(here.cpu)
+        and (certificate.host_cpu, certificate.host_architecture) == (here.cpu, here.architecture)
+        and (certificate.host_isa, serving.cores) == (here.isa, here.cores)
+    )
+
+
+def tuned(entry: VariantEntry, here: Host) -> VariantConfig:
+    """The variant with as many threads as were best on a machine like this one."""
+    serving, config = entry.certificate.serving, entry.config
+    if serving is None or not serving.threads or not measured_on(entry.certificate, here):
+        return config
+    return dataclasses.replace(config, options={"intra_threads": serving.threads, **config.options})
+
+
+def advice(entry: VariantEntry, here: Host) -> Pacing | None:
+    """What was measured of its runs on a machine like this one."""
+    serving = entry.certificate.serving
+    if serving is None or not measured_on(entry.certificate, here):
+        return None
+    version = entry.certificate.engine_version
+    return Pacing(serving.run_ms, serving.batch, serving.batch_ms, engine_version=version)
 
 
 def open_assigned(path: Path, assignment: Assignment, trusted: Sequence[VerifyKey]) -> Bundle:

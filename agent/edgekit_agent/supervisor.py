@@ -194,12 +194,11 @@ class Supervisor:
         timeout_s: float,
         *,
         replace: bool = False,
-        hurry: bool = False,
     ) -> Loaded:
         """One order to `serving`. Raises its error, or SystemFault."""
         message, descriptors = release.message(
             serving.client.next_id(), replace=replace,
-            proven=self._proven if release is self._release else None, hurry=hurry,
+            proven=self._proven if release is self._release else None,
             announce_s=self._serve.announce_s,
             memory_mib=self._budget_mib(release), restarts=self._restarts,
         )  # fmt: skip
@@ -299,7 +298,7 @@ class Supervisor:
         assert self._release is not None  # noqa: S101 - both callers look
         before = self._release
         release = self._last_good(before)
-        self._serves(release, self._load(self._current(), release, LOAD_S, hurry=True))
+        self._serves(release, self._load(self._current(), release, LOAD_S))
         log.info("serving %s again after %.2f s", release.release, time.monotonic() - began)
         if release is not before:
             self.fell_back()

@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.runtimes import Session
+from edgekit.runtimes._pace import Pace
 from edgekit_agent import logs, memfd, process
 from edgekit_agent.ipc import AsyncChannel, Closed
 from edgekit_agent.messages import (
@@ -147,7 +148,6 @@ class Worker:
             finally:
                 self.core.leaving = False
                 memfd.close_all(fds)
-            await asyncio.to_thread(process.give_back_memory)  # what loading and measuring took
             width = self.core.limits.concurrency if proven.session.thread_safe else 1
             counters = self.core.ledger.open(message.name, message.version)
             self.core.swap(
@@ -162,6 +162,8 @@ class Worker:
                     proven.processor,
                 )
             )
+            if proven.trials is not None and self.core.model is not None:
+                self.core.model.lane.measure(proven.trials, self._settled)
             self.core.memory_budget_mib = message.memory_mib
             answer = engine.success(message, proven)
         self._later(self._bound_when_alone())
@@ -171,7 +173,13 @@ class Worker:
         """Bound the memory once the release before is gone: its own no longer counts then."""
         await self.core.retired()
         async with self._loading:
+            await asyncio.to_thread(process.give_back_memory)  # what loading took
             self._bound_memory()
+
+    def _settled(self, pace: Pace) -> None:
+        """The release has been measured while it served."""
+        _log.info("a run takes %.3g ms; joined up to %d samples", pace.run_ms, pace.batch)
+        self._later(asyncio.to_thread(process.give_back_memory))
 
     def _bound_memory(self) -> None:
         """Let private memory grow to the budget and a quarter; the supervisor acts before that."""

@@ -216,6 +216,7 @@ def _certificate(
         drift=context.drift if recipe.needs_calibration else (),
         baseline_sha256=context.baseline.file_sha256 if context.baseline else "",
         training=context.model.training,
+        serving=measured.serving,
     )
 
 

@@ -1,7 +1,8 @@
 """What the certificate says, measured through the very Runtime that the agent loads.
 
-Runs inside a worker process. Order matters: the candidate alone first (answers and peak memory), the
-fp32 baseline of the same engine afterwards, then both in turn, so that a busy machine slows both.
+Runs inside a worker process. Order matters: the candidate alone first (answers and peak memory), then how
+many threads serve it best, and with these the fp32 baseline of the same engine and both in turn, so that a
+busy machine slows both.
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit import runtimes
+from edgekit import host, runtimes
 from edgekit.backends import Recipe
 from edgekit.build.stats import percentile
-from edgekit.bundle.model import GoldenSpec, Latency
+from edgekit.bundle.model import GoldenSpec, Latency, Serving
 from edgekit.errors import EngineError
 from edgekit.profile import Verify
-from edgekit.runtimes import Session, _golden
+from edgekit.runtimes import Files, Options, Runtime, Session, _golden, _pace
 from edgekit.runtimes._answers import MIB, answer, pack_outputs
 
 WARM_UP_RUNS = 20
 MIN_RUNS, MAX_RUNS = 50, 400
 TIMING_BUDGET_S = 2.0
 GLANCE_RUNS = 10
+THREADS = "intra_threads"
+OWN_THREADS = {THREADS, "inter_threads", "streams"}
+"""Options of a recipe that has decided on threads itself."""
+THREADS_RUNS, MIN_TRIES, THREADS_BUDGET_S = 30, 3, 1.0
+WORTH = 1.25
+"""So many times as fast as one thread must all cores be."""
 BINS = 24
 
 
@@ -41,6 +48,11 @@ class Plan:
     baseline_options: dict[str, str | int | float | bool]
     engine: str = ""
     """The runtime to measure on, when the recipe's own cannot be had here (its stand-in)."""
+    cores: int = 0
+    """Threads that are tried beside one, where engine and recipe leave their number open. 0: how requests are
+    best served is not asked."""
+    joins: bool = False
+    """Whether requests may share a run, as far as shapes tell."""
     give_up_ms: float = 0.0
     """A first look slower than this ends the measurement: something smaller is that much faster."""
 
@@ -72,6 +84,7 @@ class Measured:
     """What loading and running added to a process that had the engine imported."""
     coverage: dict[str, int]
     golden: GoldenSpec
+    serving: Serving | None = None
 
 
 def measure(
@@ -97,9 +110,18 @@ def measure(
     if plan.classify:
         reference = arrays.get("reference", _golden.classes(next(iter(outputs.values()))))
     golden, golden_files = _golden.make(session, inputs, reference, plan.verify)
-    baseline = runtime.load(_part(files, "baseline/"), plan.baseline_options)
+    threads = _threads(runtime, _part(files, "candidate/"), recipe.runtime_options, inputs, plan.cores)
+    if threads:
+        session.close()
+        session = runtime.load(_part(files, "candidate/"), {**recipe.runtime_options, THREADS: threads})
+    theirs = {**plan.baseline_options, **({THREADS: threads} if threads else {})}
+    baseline = runtime.load(_part(files, "baseline/"), theirs)
     candidate_times, baseline_times = _race(session, baseline, inputs)
     coverage = session.coverage()
+    serving = None
+    if plan.cores:
+        most = _pace.MOST if plan.joins else 1
+        serving = _serving(session, golden, golden_files, threads, most)
     baseline.close()
     session.close()
     measured = Measured(
@@ -114,6 +136,7 @@ def measure(
         load_rss_mib=round(peak - before, 1),
         coverage=coverage,
         golden=golden,
+        serving=serving,
     )
     return measured, {**golden_files, **pack_outputs(outputs)}
 
@@ -149,6 +172,46 @@ def _glance(session: Session, inputs: Mapping[str, NDArray[Any]], give_up_ms: fl
         raise EngineError(
             f"dominated: {min(times):.2f} ms at best, while a smaller candidate needs {give_up_ms / 2:.2f}"
         )
+
+
+def _threads(
+    runtime: Runtime, files: Files, options: Options, inputs: Mapping[str, NDArray[Any]], cores: int
+) -> int:
+    """1, or `cores` where that is a quarter faster: threads that wait for each other burn power, and requests
+    of other programs need a core as well. 0: the recipe decides, or the engine knows no such option."""
+    if cores < 2 or OWN_THREADS & set(options):
+        return 0
+    found: list[tuple[int, Session, list[float]]] = []
+    try:
+        for count in (1, cores):
+            found += [(count, runtime.load(files, {**options, THREADS: count}), [])]
+        deadline = time.perf_counter() + THREADS_BUDGET_S
+        for i in range(WARM_UP_RUNS + THREADS_RUNS):
+            if i > 2 * MIN_TRIES and time.perf_counter() > deadline:
+                break
+            row = {name: array[i % len(array) : i % len(array) + 1] for name, array in inputs.items()}
+            for _, session, times in found:
+                begin = time.perf_counter()
+                session.run(row)
+                times.append(time.perf_counter() - begin)
+    except EngineError:
+        return 0
+    finally:
+        for _, session, _ in found:
+            session.close()
+    one, many = (percentile(times[MIN_TRIES:], 0.5) for _, _, times in found)
+    return cores if many * WORTH <= one else 1
+
+
+def _serving(
+    session: Session, golden: GoldenSpec, files: Mapping[str, bytes], threads: int, most: int
+) -> Serving | None:
+    """None where the engine fails on what it has answered before."""
+    try:
+        pace = _pace.measure(session, _pace.trials(golden, files, most))
+    except EngineError:
+        return None
+    return Serving(host.read().cores, threads, pace.run_ms, pace.batch, pace.batch_ms)
 
 
 @dataclass(frozen=True)

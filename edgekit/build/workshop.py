@@ -24,7 +24,7 @@ from edgekit.build.measure import Measured, Plan
 from edgekit.build.measurement import Measurement
 from edgekit.build.progress import Progress
 from edgekit.errors import EngineError, EngineMissing
-from edgekit.runtimes import _golden
+from edgekit.runtimes import _golden, _pace
 from edgekit.runtimes._answers import unpack_outputs
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -157,6 +157,7 @@ class Workshop:
             "reference": "" if classes is None else hashlib.sha256(classes.tobytes()).hexdigest(),
             "classify": self.context.metric.classifies,
             "engine": plan.stand_in(candidate.recipe.engine),
+            "cores": self._cores(candidate),
             "host": [self.context.host.cpu, self.context.host.isa],
         }
         key = key_of("measure", question)
@@ -164,6 +165,12 @@ class Workshop:
             files = self.remembered(key) or self._fresh(key, candidate, own, base, classes, give_up_ms)
             self._known[key] = self._seen(files)
         return self._known[key]
+
+    def _cores(self, candidate: plan.Candidate) -> int:
+        """Threads that are worth trying for serving; 0: another engine serves than is measured."""
+        if plan.stand_in(candidate.recipe.engine):
+            return 0
+        return max(1, min(candidate.profile.hardware.cores, self.context.host.cores))
 
     def _seen(self, files: Mapping[str, bytes]) -> _Seen:
         measured = codec.from_json(Measured, files["measured.json"], what="measurement")
@@ -218,6 +225,8 @@ class Workshop:
             classify=self.context.metric.classifies,
             baseline_options=baseline_options,
             engine=plan.stand_in(recipe.engine),
+            cores=self._cores(candidate),
+            joins=_pace.joinable(self.context.model.inputs, self.context.model.outputs),
             give_up_ms=give_up_ms,
         )
         job = worker.Job("measure", recipe, measure=todo, files=files, arrays=arrays)

@@ -22,7 +22,15 @@ from edgekit.bundle.documents import (
     Statement,
     Subject,
 )
-from edgekit.bundle.model import BUNDLE_VERSION, Blob, Certificate, GoldenSpec, ReleaseInfo, VariantConfig
+from edgekit.bundle.model import (
+    BUNDLE_VERSION,
+    Blob,
+    Certificate,
+    GoldenSpec,
+    ReleaseInfo,
+    Serving,
+    VariantConfig,
+)
 from edgekit.crypto import dsse, streaming
 from edgekit.crypto.keys import VerifyKey
 from edgekit.errors import DecryptError, DigestError, FormatError, SignatureError
@@ -30,6 +38,7 @@ from edgekit.errors import DecryptError, DigestError, FormatError, SignatureErro
 MAX_VARIANTS = 256
 MAX_FILES = 1024
 MAX_INDEX_BYTES = 1 << 20
+MAX_CORES = MAX_BATCH = 4096
 
 
 class Blobs(Protocol):
@@ -194,6 +203,17 @@ def _check_complete(blobs: Blobs, predicate: Predicate, outside: Sequence[str]) 
             raise DigestError(f"blob {name[:16]} has {blobs.sizes[name]} bytes, {size} were signed")
 
 
+def _plausible(serving: Serving) -> bool:
+    """Whether a device may do as these figures say."""
+    return (
+        1 <= serving.cores <= MAX_CORES
+        and 0 <= serving.threads <= serving.cores
+        and 1 <= serving.batch <= MAX_BATCH
+        and serving.run_ms > 0
+        and serving.batch_ms >= 0
+    )
+
+
 def _check_agreement(statement: Statement, release: ReleaseDocument, entries: Sequence[VariantEntry]) -> None:
     """Documents that were signed together also speak of the same things."""
     predicate = statement.predicate
@@ -267,6 +287,8 @@ class _Reader:
         ):
             raise FormatError(f"{what}: its golden document is out of range")
         names.check_golden(tuple(blob.name for blob in samples), golden)
+        if certificate.serving is not None and not _plausible(certificate.serving):
+            raise FormatError(f"{what}: its certificate says how to serve it with figures out of range")
         return VariantEntry(config, certificate, golden, model, samples, mine.digest)
 
     def check_all_used(self, predicate: Predicate) -> None:

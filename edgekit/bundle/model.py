@@ -186,6 +186,24 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How the certificate's host serves the variant best, measured there. It holds for machines of the same
+    processor, cores and engine version; others measure for themselves."""
+
+    cores: int
+    """Logical processors of the host."""
+    threads: int
+    """Of the engine, where it has the option `intra_threads` and the variant leaves it open: 1, or more where
+    that was worth it. 0: as the variant's options say."""
+    run_ms: float
+    """Median of one sample."""
+    batch: int
+    """Requests are joined up to so many samples; 1: never."""
+    batch_ms: float
+    """Of a run with `batch` samples, when that is more than 1."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was measured, on what, and which gates it passed. Not deterministic: it holds timings."""
 
@@ -236,6 +254,8 @@ class Certificate:
     baseline_sha256: str = field(default="", metadata=LATER)
     """Of the model file that accuracy and speed were held against, where it is another than the source."""
     training: Training | None = field(default=None, metadata=LATER)
+    serving: Serving | None = field(default=None, metadata=LATER)
+    """None: not measured on the engine itself."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit.bundle import VariantEntry
-from edgekit.bundle.model import Certificate, Drift, Interval, Training
+from edgekit.bundle.model import Certificate, Drift, Interval, Serving, Training
 from edgekit.cli._output import kib
 
 
@@ -39,6 +39,8 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
     if c.coverage:
         yield f"  Its nodes ran on {', '.join(f'{unit}: {n}' for unit, n in sorted(c.coverage.items()))}."
     yield f"  Measured on {c.host_cpu or 'an unnamed CPU'} ({c.host_architecture})."
+    if c.serving:
+        yield f"  {_serving(c.serving)}"
     if c.emulated:
         whole = "the answers" if c.emulated_samples == c.samples else f"{c.emulated_samples} of the answers"
         yield f"  An emulated {c.emulated} gave {whole}, and the golden samples; it says nothing about speed."
@@ -68,6 +70,15 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
         yield ""
         yield "  Warnings"
         yield from (f"    {warning}" for warning in found)
+
+
+def _serving(found: Serving) -> str:
+    threads = {0: "", 1: " with one thread"}.get(found.threads, f" with {found.threads} threads")
+    joined = f"up to {found.batch} in {found.batch_ms:.3g} ms" if found.batch > 1 else "not joined"
+    return (
+        f"Such a machine ({found.cores} cores) serves it{threads}; a run takes {found.run_ms:.3g} ms, and "
+        f"requests are {joined}."
+    )
 
 
 def _training(made: Training) -> str:

@@ -7,6 +7,7 @@ Samples run one by one, because a model may have a fixed batch of 1.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class GoldenReport:
     """Between certified and observed outputs, over all samples and outputs; infinite for NaN."""
     reference_agreement: float
     """Share of samples whose class is the source model's; 1.0 when the spec does not ask."""
+    run_ms: float = 0.0
+    """Median time of one sample, the first left out where there are more."""
 
 
 def check(session: Session, spec: GoldenSpec, files: Files) -> GoldenReport:
@@ -38,7 +41,8 @@ def check(session: Session, spec: GoldenSpec, files: Files) -> GoldenReport:
         raise FormatError("golden samples: every tensor needs one row per sample")
     inputs = {item.name: _read(files, f"inputs/{item.name}", item) for item in spec.inputs}
     certified = {item.name: _read(files, f"outputs/{item.name}", item) for item in spec.outputs}
-    observed = _run_each(session, inputs, spec.samples)
+    times: list[float] = []
+    observed = _run_each(session, inputs, spec.samples, times)
     differences = [_difference(name, array, observed) for name, array in certified.items()]
     largest = max(differences, default=0.0)
     agreement = 1.0
@@ -58,7 +62,8 @@ def check(session: Session, spec: GoldenSpec, files: Files) -> GoldenReport:
             f" {spec.min_reference_agreement:.0%} wanted",
             "the variant itself is bad: calibrate with representative data and build again",
         )
-    return GoldenReport(spec.samples, largest, agreement)
+    run_ms = round(float(np.median(times[1:] or times)), 5)
+    return GoldenReport(spec.samples, largest, agreement, run_ms)
 
 
 def make(
@@ -75,7 +80,7 @@ def make(
         raise DataError(f"golden samples: found {sorted(rows)} rows, need one number above 0 for all")
     index = choose(reference if reference is not None else np.zeros(rows.pop()), verify.golden_samples)
     chosen = {name: np.ascontiguousarray(array[index]) for name, array in inputs.items()}
-    outputs = _run_each(session, chosen, len(index))
+    outputs = _run_each(session, chosen, len(index), [])
     files = {f"inputs/{name}": _bytes(array) for name, array in chosen.items()}
     files |= {f"outputs/{name}": _bytes(array) for name, array in outputs.items()}
     if reference is not None:
@@ -109,8 +114,15 @@ def classes(output: Array) -> Array:
     return np.asarray(np.argmax(scores, axis=1))
 
 
-def _run_each(session: Session, inputs: Mapping[str, Array], samples: int) -> dict[str, Array]:
-    runs = [session.run({name: array[i : i + 1] for name, array in inputs.items()}) for i in range(samples)]
+def _run_each(
+    session: Session, inputs: Mapping[str, Array], samples: int, times_ms: list[float]
+) -> dict[str, Array]:
+    """One run per sample; how long each took is added to `times_ms`."""
+    runs = []
+    for i in range(samples):
+        begin = time.perf_counter()
+        runs.append(session.run({name: array[i : i + 1] for name, array in inputs.items()}))
+        times_ms.append((time.perf_counter() - begin) * 1e3)
     for name in runs[0]:
         if any(run[name].shape != (1, *runs[0][name].shape[1:]) for run in runs):
             raise EngineError(f"golden samples: output {name!r} is not one row per sample")

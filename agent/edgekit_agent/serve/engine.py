@@ -16,13 +16,14 @@ from edgekit.errors import EdgekitError, EngineError
 from edgekit.runtimes import Session
 from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._golden import GoldenReport, check
+from edgekit.runtimes._pace import Pace, Trials, joinable, trials
 from edgekit.runtimes._pipeline import Processor, engine_files
 from edgekit_agent import memfd, process
 from edgekit_agent.messages import Load, Loaded, Measured, Pacing
-from edgekit_agent.serve.pace import Pace, measure
+from edgekit_agent.serve.tryout import LONGEST_MS
 
-_TIMED_RUNS, _TIMED_S = 20, 1.0
-_HURRIED_RUNS, _HURRIED_S = 3, 0.1
+_BELIEVED = 2.0
+"""Times that the golden samples may take longer or shorter than the builder measured."""
 _CERTIFIED_RUNS, _CERTIFIED_S = 300, 3.0
 
 
@@ -33,18 +34,21 @@ class Proven:
     session: Session
     report: GoldenReport
     pace: Pace
+    """As far as it is known."""
     load_ms: float
     measured: Measured | None
     processor: Processor | None = None
     """The variant's pipeline, where it has one."""
+    trials: Trials | None = None
+    """Runs that are worth making later, to know the pace; None: it is known."""
 
 
 def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
     """Load, warm up with the golden samples, compare, time. Blocks; releases the GIL inside the engine.
 
-    `most`: samples of the largest joined run that is tried; a probe tries none, for its peak memory counts.
-    `fds` stay the caller's. Raises EdgekitError; a stranger's engine that raises anything else is an
-    EngineError, because a bad engine must not take the serving process down.
+    `most`: samples of the largest joined run that may be tried later. Nothing is tried here: clients wait,
+    and a probe's peak memory counts. `fds` stay the caller's. Raises EdgekitError; a stranger's engine that
+    raises anything else is an EngineError, because a bad engine must not take the serving process down.
     """
     begin = time.perf_counter()
     views = [memfd.read(fd) for fd in fds]
@@ -59,7 +63,11 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         report = check(session, *(_first(request.golden, golden) if again else (request.golden, golden)))
         steps = request.config.pipeline
         processor = Processor(request.config, steps, files) if steps else None
-        pace = _pace(request, session, golden, most)
+        pace, known = _pace(request, report.run_ms, runtime.version())
+        wanted = None
+        joins = most > 1 and joinable(request.config.inputs, request.config.outputs)
+        if joins and not known and 2 * pace.run_ms <= LONGEST_MS:
+            wanted = trials(request.golden, golden, most, LONGEST_MS)
         load_ms = (time.perf_counter() - begin) * 1e3
         if request.certify:
             times = _times_ms(session, request.golden, golden, _CERTIFIED_RUNS, _CERTIFIED_S)
@@ -71,17 +79,19 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         if isinstance(exc, EdgekitError):
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
-    return Proven(session, report, pace, load_ms, measured, processor)
+    return Proven(session, report, pace, load_ms, measured, processor, wanted)
 
 
-def _pace(request: Load, session: Session, golden: dict[str, memoryview], most: int) -> Pace:
-    """Measured now, or known from an earlier load."""
-    if request.proven is not None:
-        return Pace(request.proven.run_ms, request.proven.batch, request.proven.batch_ms)
-    runs, limit_s = (_HURRIED_RUNS, _HURRIED_S) if request.hurry else (_TIMED_RUNS, _TIMED_S)
-    run_ms = _percentiles(_times_ms(session, request.golden, golden, runs, limit_s))[0]
-    most = 1 if request.hurry else most
-    return measure(session, request.config, request.golden, golden, run_ms, most)
+def _pace(request: Load, run_ms: float, version: str) -> tuple[Pace, bool]:
+    """From an earlier load, or from the builder where that fits what the golden samples took, else that; and
+    whether it is all there is to know."""
+    before, told = request.proven, request.advice
+    if before is not None:
+        return Pace(before.run_ms, before.batch, before.batch_ms), before.settled
+    fits = told is not None and told.engine_version == version
+    if told is not None and fits and told.run_ms / _BELIEVED <= run_ms <= told.run_ms * _BELIEVED:
+        return Pace(told.run_ms, told.batch, told.batch_ms), True
+    return Pace(run_ms), False
 
 
 def warm(name: str) -> bool:
@@ -114,7 +124,9 @@ def success(request: Load, proven: Proven) -> Loaded:
         max_abs_difference=difference if math.isfinite(difference) else -1.0,
         reference_agreement=proven.report.reference_agreement,
         run_ms=proven.pace.run_ms,
-        pacing=Pacing(proven.pace.run_ms, proven.pace.batch, proven.pace.batch_ms),
+        pacing=Pacing(
+            proven.pace.run_ms, proven.pace.batch, proven.pace.batch_ms, settled=proven.trials is None
+        ),
         load_ms=proven.load_ms,
         rss_mib=process.rss_mib(),
         measured=proven.measured,

@@ -119,6 +119,11 @@ class Run:
     took: list[tuple[int, int]]
     """Samples and nanoseconds of each engine run: one for all, or one for each request."""
 
+    @property
+    def ms(self) -> float:
+        """All of them together."""
+        return sum(ns for _, ns in self.took) / 1e6
+
     def answer_bytes(self) -> int:
         """Size of all outputs."""
         found = (result for result in self.results if not isinstance(result, Exception))

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
+from edgekit.runtimes._pace import Pace, Trials
 from edgekit_agent.serve import infer as steps
 from edgekit_agent.serve.infer import A, Codec, Outcome, Prepared, Run
+from edgekit_agent.serve.inline import Inline
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
 from edgekit_agent.serve.shares import Share, Turns
+from edgekit_agent.serve.tryout import Tryout
 
 _HEAVY_BYTES = 64 * 1024
 """Larger answers are encoded on the model's thread: as JSON they would hold up other connections."""
@@ -61,6 +64,8 @@ class Lane:
         self._limits = limits
         self._finish = finish
         self._batch = min(model.pace.batch, limits.max_joined)
+        self._inline = Inline(limits.inline_ms)
+        self._tryout: Tryout | None = None
         self._ragged = any(-1 in spec.shape[1:] for spec in model.config.inputs)
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[int, int, int, Job[Any]]] = []
@@ -98,9 +103,15 @@ class Lane:
             left_s = (prepared.deadline_ns - job.waited_ns) / 1e9
             job.timer = self._loop.call_later(max(0.0, left_s), self._expire, job)
 
+    def measure(self, made: Trials, settled: Callable[[Pace], None]) -> None:
+        """Make these runs beside those of requests; what they say holds from then on."""
+        self._tryout = Tryout(self._model, made, self._go)
+        self._settled = settled
+
     def abandon(self) -> None:
         """The engine is stuck: answer everything that runs or waits, now and from now on."""
         self._abandoned = True
+        self._end_tryout()
         waiting = [entry[-1] for entry in sorted(self._heap, key=lambda entry: entry[:-1])]
         self._heap.clear()
         for job in [job for jobs in self._in_threads for job in jobs]:
@@ -121,13 +132,17 @@ class Lane:
 
     def _go(self) -> None:
         """Start what can be started."""
+        if self._tryout is not None and self._tryout.due and self._try():
+            return
         while self._heap and self._runs < self._model.gate.width:
             jobs, samples = self._take()
             if not jobs:
                 return
             # Short runs are cheaper without a thread, but never two at once.
-            if self._runs == 0 and self._model.pace.estimate_ms(samples) < self._limits.inline_ms:
-                self._answer(jobs, self._run(jobs), None)
+            if self._runs == 0 and self._inline.allows(self._model.pace.estimate_ms(samples)):
+                run = self._run(jobs)
+                self._inline.blocked(run.ms)
+                self._answer(jobs, run, None)
                 if self._heap:
                     self._schedule()
                 return
@@ -195,8 +210,48 @@ class Lane:
             return  # too late: they have been answered
         self._runs -= 1
         self._in_threads.remove(jobs)
+        self._inline.passed(run.ms)
         self._go()  # before answering: the engine should not wait for us
         self._answer(jobs, run, outcomes)
+
+    # --- measuring
+
+    def _try(self) -> bool:
+        """Make the next run of the tryout, alone: with another one beside it the figure would say nothing.
+        Whether requests have to wait for it."""
+        if self._tryout is None or self._model.retired or self._abandoned:
+            self._end_tryout()
+            return False
+        if not self._runs:  # else what runs comes by here when it is done
+            self._runs += 1
+            self._model.gate.submit(partial(self._try_apart, self._tryout))
+        return True
+
+    def _try_apart(self, tryout: Tryout) -> None:
+        """On a thread of the model."""
+        try:
+            pace, wait_s = tryout.run()
+        except Exception:  # requests will say what is wrong with it
+            pace, wait_s = self._model.pace, 0.0
+        self._loop.call_soon_threadsafe(self._tried, pace, wait_s)
+
+    def _tried(self, pace: Pace | None, wait_s: float) -> None:
+        self._runs -= 1
+        if self._tryout is not None and pace is None:
+            self._tryout.again(wait_s)
+        elif self._tryout is not None and pace is not None:
+            self._end_tryout()
+            self._model.pace = pace
+            self._batch = min(pace.batch, self._limits.max_joined)
+            self._settled(pace)
+        self._go()
+
+    def _end_tryout(self) -> None:
+        if self._tryout is not None:
+            self._tryout.stop()
+            self._tryout = None
+
+    # --- answers
 
     def _answer(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]] | None) -> None:
         self._taken -= len(jobs)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle.model import VariantConfig
 from edgekit.runtimes import Session
+from edgekit.runtimes._pace import Pace
 from edgekit.runtimes._pipeline import Processor
 from edgekit_agent.metrics import Counters
-from edgekit_agent.serve.pace import Pace
 
 if TYPE_CHECKING:
     from edgekit_agent.serve.lane import Lane

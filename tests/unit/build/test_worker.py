@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgekit.backends import Recipe, SourceModel
-from edgekit.build import worker
+from edgekit.build import measure, worker
 from edgekit.build.measure import Plan
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError, SystemFault
 from edgekit.profile import Verify
+from edgekit.runtimes import Files, Options, Session
 from edgekit.runtimes._answers import unpack_outputs
 from tests.unit.runtimes import kws
 
@@ -108,6 +113,67 @@ def test_a_real_model_is_measured_as_the_runtime_answers() -> None:
     assert 0 < measured["latency"]["p50_ms"] <= measured["latency"]["p95_ms"] <= measured["latency"]["p99_ms"]
     assert 10 < measured["peak_rss_mib"] < 1000
     assert 0 < measured["load_rss_mib"] < measured["peak_rss_mib"]
+
+
+def measured_with(recipe: Recipe, model: str, content: bytes, plan: Plan) -> dict[str, Any]:
+    rows = kws.data()[0][:20].astype(np.float32)
+    files = {f"candidate/{model}": content, f"baseline/{model}": content}
+    job = worker.Job("measure", recipe, measure=plan, files=files, arrays={f"input/{kws.INPUT}": rows})
+    return dict(worker.run(job)[0]["measured"])
+
+
+def test_how_it_is_served_best_is_found_out() -> None:
+    asked = Plan(Verify(golden_samples=3), classify=True, baseline_options={}, cores=2, joins=True)
+    found = measured_with(Recipe("onnxruntime", "fp32"), "model.onnx", kws.model(), asked)["serving"]
+    assert found["threads"] in (1, 2) and found["cores"] >= 1 and found["run_ms"] > 0
+    assert found["batch"] == 1 or found["batch_ms"] > 0
+
+
+def test_threads_that_the_recipe_names_are_left_alone() -> None:
+    options: dict[str, str | int | float | bool] = {"intra_threads": 1}
+    asked = Plan(Verify(golden_samples=3), classify=True, baseline_options=options, cores=2)
+    recipe = Recipe("onnxruntime", "fp32", runtime_options=options)
+    found = measured_with(recipe, "model.onnx", kws.model(), asked)["serving"]
+    assert (found["threads"], found["batch"]) == (0, 1)  # and nobody said that rows may be joined
+    unasked = dataclasses.replace(asked, cores=0)
+    assert "serving" not in measured_with(recipe, "model.onnx", kws.model(), unasked)
+
+
+def test_an_engine_without_threads_is_served_as_it_is() -> None:
+    class Plain:
+        """Knows no options."""
+
+        def load(self, files: Files, options: Options) -> Session:
+            raise EngineError(f"unknown option {next(iter(options))!r}, files {len(files)}")
+
+    assert measure._threads(Plain(), {}, {}, {}, 4) == 0  # type: ignore[arg-type]
+
+
+def test_more_threads_must_be_worth_it() -> None:
+    class Sleeping:
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.closed = seconds, False
+
+        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            time.sleep(self.seconds)
+            return dict(inputs)
+
+        def close(self) -> None:
+            self.closed = True
+
+    def chosen(many_s: float) -> int:
+        made = {1: Sleeping(0.004), 4: Sleeping(many_s)}
+
+        class Engine:
+            def load(self, files: Files, options: Options) -> Sleeping:
+                return made[int(options["intra_threads"])]
+
+        row = {"x": np.zeros((1, 1), np.float32)}
+        found = measure._threads(Engine(), {}, {}, row, 4)  # type: ignore[arg-type]
+        assert all(one.closed for one in made.values())
+        return found
+
+    assert chosen(0.001) == 4 and chosen(0.004) == 1
 
 
 def test_evaluation_rows_do_not_count_as_the_models_memory() -> None:

@@ -14,10 +14,12 @@ import pytest
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError
 from edgekit.runtimes import Array
+from edgekit.runtimes._pace import Pace, Trials
+from edgekit_agent.serve import tryout
 from edgekit_agent.serve.core import Core, Prepared, prepare
+from edgekit_agent.serve.inline import Inline
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
-from edgekit_agent.serve.pace import Pace
 from tests.support.serving import linear
 
 THREADED = Limits(inline_ms=0)
@@ -217,7 +219,9 @@ def test_a_full_queue_is_refused_and_a_full_batch_is_not() -> None:
     async def test(bench: Bench) -> None:
         # 40 requests in one turn of the loop: ten full batches on the loop itself, no queue to speak of.
         assert await asyncio.gather(*(bench.ask(Rows(1)) for _ in range(40))) == [[2.0]] * 40
-        bench.core.limits = bench.core.current().lane._limits = dataclasses.replace(THREADED, max_queue=3)
+        lane = bench.core.current().lane
+        bench.core.limits = lane._limits = dataclasses.replace(THREADED, max_queue=3)
+        lane._inline = Inline(0)
         first = await bench.busy()
         waiting = [bench.ask(Rows(value)) for value in range(3)]
         assert await bench.ask(Rows(4)) == 503
@@ -257,3 +261,115 @@ def test_a_stuck_engine_is_abandoned_and_everybody_is_told() -> None:
         assert (counters.requests, counters.errors, counters.inferences) == (5, 5, 0)
 
     run(test, THREADED, Pace(1.0))
+
+
+def joined_or_not(factor: float) -> Trials:
+    """Asks for two runs, then says that joining pays, or whatever `factor` says."""
+    first = yield {"x": np.full((1, 4), 7, np.float32)}
+    second = yield {"x": np.full((2, 4), 8, np.float32)}
+    assert len(first.outputs["y"]) == 1 and len(second.outputs["y"]) == 2 and second.ms >= 0
+    return Pace(0.001, 4, factor)
+
+
+async def settled(bench: Bench, made: Trials) -> Pace:
+    found: asyncio.Future[Pace] = asyncio.get_running_loop().create_future()
+    bench.core.current().lane.measure(made, found.set_result)
+    return await asyncio.wait_for(found, 30)
+
+
+@pytest.mark.parametrize("limits", [Limits(), THREADED])
+def test_what_is_measured_meanwhile_holds_from_then_on(limits: Limits) -> None:
+    async def test(bench: Bench) -> None:
+        assert await bench.ask(Rows(1)) == [2.0]  # at once: figures come later
+        assert bench.session.runs == [[1]]
+        assert await settled(bench, joined_or_not(0.002)) == Pace(0.001, 4, 0.002)
+        assert bench.session.runs == [[1], [7], [8, 8]]
+        answers = [bench.ask(Rows(value)) for value in (1, 2, 3, 4)]
+        assert [await answer for answer in answers] == [[2.0], [4.0], [6.0], [8.0]]
+        assert bench.session.runs[3:] == [[1, 2, 3, 4]]
+
+    run(test, limits, Pace(0.001))
+
+
+def test_a_busy_model_is_measured_too_and_a_request_waits_for_one_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tryout, "AFTER_S", 0.0)
+
+    async def test(bench: Bench) -> None:
+        first = await bench.busy()
+        done = asyncio.create_task(settled(bench, joined_or_not(0.002)))
+        waiting = [bench.ask(Rows(value)) for value in (1, 2, 3)]
+        await asyncio.sleep(0.05)  # it is due, but the engine is not free
+        bench.session.open.set()
+        assert [await answer for answer in (first, *waiting)] == [[198.0], [2.0], [4.0], [6.0]]
+        assert bench.session.runs[:3] == [[99], [7], [1]] and bench.session.most == 1
+        await done
+
+    run(test, THREADED, Pace(1.0))
+
+
+def test_a_model_that_is_swapped_is_not_measured_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tryout, "AFTER_S", 0.05)
+
+    async def test(bench: Bench) -> None:
+        model = bench.core.current()
+        model.lane.measure(joined_or_not(0.002), lambda _: None)
+        waiting = await bench.busy()
+        bench.core.swap(None)
+        await asyncio.sleep(0.1)  # due, retired, and a request still runs
+        bench.session.open.set()
+        assert await waiting == [198.0]
+        await bench.core.retired()
+        assert bench.session.runs == [[99]] and model.pace == Pace(1.0)
+
+    run(test, THREADED, Pace(1.0))
+
+
+def test_a_model_that_is_slow_on_some_data_takes_its_thread_until_it_settles() -> None:
+    async def test(bench: Bench) -> None:
+        threads: list[int] = []
+        plain = bench.session.run
+
+        def noted(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            threads.append(threading.get_ident())
+            if (inputs["x"] == 5).any():
+                time.sleep(0.05)
+            return plain(inputs)
+
+        bench.session.run = noted  # type: ignore[method-assign]
+        here = threading.get_ident()
+        assert await bench.ask(Rows(1)) == [2.0]
+        assert await bench.ask(Rows(5)) == [10.0]
+        assert threads == [here, here]
+        for _ in range(32):
+            assert await bench.ask(Rows(5)) == [10.0]  # slow still: it does not come back
+        assert here not in threads[2:]
+        for _ in range(40):
+            assert await bench.ask(Rows(1)) == [2.0]
+        assert threads[-1] == here
+
+    run(test, Limits(inline_ms=10), Pace(0.001))
+
+
+def test_the_more_often_a_model_blocks_the_loop_the_longer_it_keeps_off() -> None:
+    inline = Inline(1.0)
+
+    def short_runs_away() -> int:
+        count = 0
+        while not inline.allows(0.1):
+            inline.passed(0.1)
+            count += 1
+        return count
+
+    inline.blocked(1.9)
+    assert inline.allows(0.1) and not inline.allows(1.0)
+    lengths = []
+    for _ in range(3):
+        inline.blocked(2.1)
+        lengths.append(short_runs_away())
+    assert lengths == [32, 64, 128]
+    for _ in range(2000):
+        inline.blocked(0.1)
+    inline.blocked(2.1)
+    assert short_runs_away() == 32

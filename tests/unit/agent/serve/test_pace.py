@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -14,15 +15,18 @@ from edgekit import runtimes
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError
 from edgekit.runtimes import Array
+from edgekit.runtimes._pace import Pace, joinable, measure, trials
+from edgekit_agent.messages import Pacing
 from edgekit_agent.serve import engine
-from edgekit_agent.serve.pace import Pace, joinable, measure
 from tests.support.serving import Candidate, candidate, config, linear
 
 WIDTH = 32
 
 
-def measured(made: Candidate, session: runtimes.Session, *, run_ms: float = 0.02, most: int = 16) -> Pace:
-    return measure(session, made.load.config, made.load.golden, made.golden, run_ms, most)
+def measured(
+    made: Candidate, session: runtimes.Session, *, most: int = 16, longest_ms: float = math.inf
+) -> Pace:
+    return measure(session, trials(made.load.golden, made.golden, most, longest_ms))
 
 
 class Engine:
@@ -40,6 +44,8 @@ class Engine:
         time.sleep(self.base_s + self.row_s * len(x))
         if self.flaw == "refuses" and len(x) > 1:
             raise EngineError("a batch of 1, please")
+        if self.flaw == "broken":
+            raise EngineError("broken")
         if self.flaw == "one row":
             x = x[:1]
         if self.flaw == "neighbours":
@@ -56,25 +62,36 @@ class Engine:
 
 
 def test_a_run_that_costs_the_same_for_many_rows_is_shared() -> None:
-    pace = measured(linear(), Engine(base_s=0.002), run_ms=2.0)
-    assert pace.batch == 16 and 1.9 < pace.batch_ms < 20
+    pace = measured(linear(), Engine(base_s=0.002))
+    assert pace.batch == 16 and 1.9 < pace.batch_ms < 20 and 1.9 < pace.run_ms < 20
+
+
+def test_runs_that_would_keep_others_waiting_are_not_tried() -> None:
+    slow = Engine(base_s=0.02)
+    assert measured(linear(), slow, longest_ms=30).batch == 1
+    assert max(slow.sizes) == 1
+
+
+def test_an_engine_that_runs_nothing_is_an_error() -> None:
+    with pytest.raises(EngineError, match="broken"):
+        measured(linear(), Engine(flaw="broken"))
 
 
 def test_rows_that_cost_the_same_each_are_not_joined_and_large_batches_not_even_tried() -> None:
     slow = Engine(row_s=0.005)
-    assert measured(linear(), slow, run_ms=5.0).batch == 1
+    assert measured(linear(), slow).batch == 1
     assert max(slow.sizes) == 2
 
 
 @pytest.mark.parametrize("flaw", ["refuses", "one row", "neighbours", "nan"])
 def test_answers_that_change_in_company_forbid_it(flaw: str) -> None:
-    assert measured(linear(), Engine(base_s=0.001, flaw=flaw), run_ms=1.0) == Pace(1.0)
+    pace = measured(linear(), Engine(base_s=0.001, flaw=flaw))
+    assert pace == Pace(pace.run_ms)
 
 
 def test_fixed_dimensions_forbid_it() -> None:
     specs = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (4,))
-    assert not joinable(config("reference", (specs[0],), (specs[1],), ("m",)))
-    assert joinable(config("reference", (specs[0],), (specs[0],), ("m",)))
+    assert not joinable(specs[:1], specs[1:]) and joinable(specs[:1], specs[:1]) and not joinable((), ())
 
 
 def test_scales_taken_over_the_whole_batch_are_found_out() -> None:
@@ -104,9 +121,30 @@ def test_a_perceptron_is_joined_on_a_real_engine() -> None:
     with made.memory() as fds:
         proven = engine.load(made.load, fds, most=8)
         alone = engine.load(made.load, fds)
+    assert proven.pace.batch == 1 and proven.trials is not None and alone.trials is None
+    assert measure(proven.session, proven.trials).batch > 1
     proven.session.close()
     alone.session.close()
-    assert proven.pace.batch > 1 and alone.pace.batch == 1
+
+
+def test_the_builders_figures_are_believed_where_the_golden_samples_take_as_long() -> None:
+    told = Pacing(2.0, 8, 6.0, engine_version="1.0")
+    load = linear().changed(advice=told).load
+    for run_ms in (1.1, 2.0, 3.9):
+        assert engine._pace(load, run_ms, "1.0") == (Pace(2.0, 8, 6.0), True)
+    for run_ms, version in ((0.9, "1.0"), (4.1, "1.0"), (2.0, "1.1")):
+        assert engine._pace(load, run_ms, version) == (Pace(run_ms), False)
+    assert engine._pace(linear().load, 2.0, "1.0") == (Pace(2.0), False)
+
+
+def test_what_a_serving_process_found_is_passed_on_to_the_next() -> None:
+    before = linear().changed(proven=Pacing(2.0, 1, 0.0, settled=False), advice=Pacing(2.0, 8, 6.0)).load
+    assert engine._pace(before, 9.0, "1.0") == (Pace(2.0), False)
+    made = linear()
+    with made.memory() as fds:
+        found = engine.load(made.load, fds, most=8)
+    told = engine.success(made.load, found).pacing
+    assert told == Pacing(found.report.run_ms, 1, 0.0, settled=False)
 
 
 def onnx_candidate(

@@ -12,6 +12,7 @@ import pytest
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
+from edgekit.runtimes._pace import Pace
 from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.metrics import Counters
 from edgekit_agent.serve.infer import Prepared
@@ -19,7 +20,6 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.oip_http import Codec
-from edgekit_agent.serve.pace import Pace
 from edgekit_agent.serve.shared_memory import Regions
 from edgekit_agent.serve.templates import Template, Templates
 from tests.support.serving import config
