@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def serve(
     supervisor = Supervisor(section, log=log_section)
     supervisor.bind()
     try:
+        begin = time.monotonic()
         release = _first_that_fits(opened, here, content_key)
+        slow_s = 2 * (time.monotonic() - begin)  # what takes the probe long takes serving long
         supervisor.start(wait_for_load=True)
-        supervisor.swap(release, LOAD_S)
+        supervisor.swap(release, max(LOAD_S, slow_s))
         ready = {
             "release": release.release,
             "variant": release.variant,

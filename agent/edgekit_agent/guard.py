@@ -10,6 +10,8 @@ from edgekit_agent import board
 from edgekit_agent.ipc import Closed
 from edgekit_agent.launch import Serving
 
+START_S = 120.0
+"""Until its first answer a process may take so long: a slow board reads its libraries from a slow card."""
 PING_S = 1.0
 PING_TIMEOUT_S = 0.5
 LEAK_S = 3.0
@@ -35,11 +37,15 @@ class Verdict:
 class Guard:
     """Of one serving process with one release. `look` several times a second; touched by one thread."""
 
-    def __init__(self, serving: Serving, *, hang_s: float, memory_mib: float = 0.0) -> None:
-        """`memory_mib`: the release's budget, resident memory of the process; 0: no bound."""
+    def __init__(
+        self, serving: Serving, *, hang_s: float, memory_mib: float = 0.0, answered: bool = True
+    ) -> None:
+        """`memory_mib`: the release's budget, resident memory of the process; 0: no bound. `answered`: it is
+        known to have started."""
         self._serving, self._hang_s, self._memory_mib = serving, hang_s, memory_mib
         now = time.monotonic()
         self._heard = self._pinged = now
+        self._silence_s = hang_s if answered else max(hang_s, START_S)
         self._fat_since: float | None = None
         self._requests = -1
         self._quiet_since, self._quiet_cpu_s = now, self._engine_cpu_s()
@@ -77,8 +83,9 @@ class Guard:
         except SystemFault:
             self._working(now)
             silent = time.monotonic() - self._heard
-            return Verdict(f"it has not answered for {silent:.0f} s") if silent > self._hang_s else None
-        self._heard = now
+            late = silent > self._silence_s
+            return Verdict(f"it has not answered for {silent:.0f} s") if late else None
+        self._heard, self._silence_s = now, self._hang_s
         if pong.oldest_run_s > self._hang_s:  # where the page has no slot for it
             return Verdict(f"an inference has been running for {pong.oldest_run_s:.0f} s", stuck=True)
         if pong.in_flight or pong.requests != self._requests:

@@ -33,7 +33,8 @@ Received = tuple[Message, list[int]]
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 MAX_DESCRIPTORS = 128  # the kernel takes 253 at most
 _LENGTH = struct.Struct("!I")
-_SEND_TIMEOUT = struct.pack("@ll", 10, 0)  # struct timeval
+# struct timeval; its words have 64 bits where a 32-bit system counts time in 64 (SO_SNDTIMEO_NEW).
+_SEND_TIMEOUT = struct.pack("@qq" if socket.SO_SNDTIMEO == 67 else "@ll", 10, 0)
 _READ_BYTES = 256 * 1024
 _ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 

@@ -254,11 +254,11 @@ class Supervisor:
         )  # fmt: skip
 
     def _use(self, serving: Serving) -> None:
-        self._serving, self._guard = serving, self._guard_of(serving)
+        self._serving, self._guard = serving, self._guard_of(serving, answered=False)
 
-    def _guard_of(self, serving: Serving) -> Guard:
+    def _guard_of(self, serving: Serving, *, answered: bool = True) -> Guard:
         budget = self._budget_mib(self._release) if self._release is not None else 0.0
-        return Guard(serving, hang_s=self._serve.hang_s, memory_mib=budget)
+        return Guard(serving, hang_s=self._serve.hang_s, memory_mib=budget, answered=answered)
 
     def _renew(self, reason: str) -> None:
         """End what is left of the process and have another, later the more often that happened lately."""

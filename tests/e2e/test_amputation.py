@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,23 +19,13 @@ from edgekit.bundle.model import EngineRange, GoldenSpec, Preprocessing, Release
 from edgekit.runtimes import Array, onnxruntime
 from tests.support.bundles import Keys, make_config, make_variant, tiny_bundle
 from tests.support.devices import Client, wait_for
+from tests.support.wheels import ROOT, UV, build_wheels, locked
 
-ROOT = Path(__file__).resolve().parents[2]
 INPUT = "serving_default_input_1:0"
-UV = Path(sys.executable).with_name("uv")
 OURS = {"edgekit-toolkit", "edgekit-agent", "edgekit-fleet"}
 BUILDER = ("onnx", "nncf", "rich", "openvino", "onnxslim", "starlette", "sqlalchemy")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("amputation")]
-
-
-def build_wheels(folder: Path) -> Path:
-    """As `make dist` does."""
-    command = [str(UV), "build", "--quiet", "--wheel", "--all-packages", "--no-build-isolation"]
-    command += ["--out-dir", str(folder)]
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "SOURCE_DATE_EPOCH": "1767225600"}
-    subprocess.run(command, cwd=ROOT, check=True, env=environment)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +44,6 @@ def requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         return email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-
-
-def locked() -> dict[str, str]:
-    """Name to version of every third party in requirements.lock."""
-    text = (ROOT / "requirements.lock").read_text()
-    return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^\s;\\]+)", text, re.MULTILINE))
 
 
 def test_requirements_of_our_wheels(wheels: Path) -> None:

@@ -98,9 +98,7 @@ class Machine:
             command = [self.qemu, "-L", str(board), "-cpu", self.cpu.name, sys.executable, "-I", "-P"]
             return [*command, str(_INSIDE), str(folder)], {}
         command, environment = _sysroot.python(sysroot.root, self.cpu.architecture, board, self.cpu.name)
-        code = folder / "code"
-        code.mkdir()
-        (code / "edgekit").symlink_to(Path(edgekit.__file__).parent)
+        code = _sysroot.code(Path(edgekit.__file__).parent)
         debian = sysroot.root / "usr/lib/python3/dist-packages"
         # -S: no start-up code of a system that was never configured.
         return [

@@ -2,6 +2,7 @@
 
     root-ARCH-DIGEST/           Debian's python3 and the libraries that engines link to (mmdebstrap)
     site-ENGINE-V-ARCH-DIGEST/  the engine's own wheels, exactly those of locks/ARCH/ENGINE-V.txt (uv)
+    compiled/                   bytecode of all that the emulated interpreters have imported
 
 uv is shown the emulated interpreter and asks it itself which wheels fit. Each folder is complete when it has
 the file ".complete"; what an interruption left is made again.
@@ -16,7 +17,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,8 +37,9 @@ _DEBIAN = {"aarch64": "arm64", "armv7l": "armhf"}
 QEMU = {"aarch64": "qemu-aarch64-static", "armv7l": "qemu-arm-static", "x86_64": "qemu-x86_64-static"}
 _PACKAGES = {
     "aarch64": ("python3", "libstdc++6", "libgomp1"),
-    # No index has NumPy 1 as a wheel for 32-bit ARM, and tflite-runtime wants it; Debian has both parts.
-    "armv7l": ("python3", "libstdc++6", "libgomp1", "python3-numpy"),
+    # No index has NumPy 1 as a wheel for 32-bit ARM, and tflite-runtime wants it; Debian has both parts. Nor
+    # has one cffi, through which the agent's cryptography is called.
+    "armv7l": ("python3", "libstdc++6", "libgomp1", "python3-numpy", "python3-cffi-backend"),
 }
 _SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -102,32 +104,48 @@ def locks(architecture: str) -> list[Lock]:
 
 def ensure(lock: Lock, progress: Progress) -> Sysroot:
     """Both folders, made where they are missing. Raises SystemFault when they cannot be made."""
-    packages = " ".join(_PACKAGES[lock.architecture])
+    root = system(lock.architecture, progress)
+    return Sysroot(root, wheels(lock.path, lock.architecture, root, progress), lock)
+
+
+def system(architecture: str, progress: Progress) -> Path:
+    """Debian's part. Raises SystemFault when it cannot be made."""
+    packages = " ".join(_PACKAGES[architecture])
     digest = hashlib.sha256(f"{SUITE} {packages}".encode()).hexdigest()[:12]
-    root = _folder() / f"root-{lock.architecture}-{digest}"
-    site = _folder() / f"site-{lock.path.stem}-{lock.architecture}-{lock.digest}"
-    try:
-        _folder().mkdir(parents=True, exist_ok=True)
-        if _missing(root):
-            with _only_one(root) as missing, progress.step(f"unpack a system for {lock.architecture} (once)"):
-                if missing:
-                    _make_root(lock.architecture, root)
-        if _missing(site):
-            with (
-                _only_one(site) as missing,
-                progress.step(f"fetch {lock.path.stem} for {lock.architecture} (once)"),
-            ):
-                if missing:
-                    _make_site(lock, root, site)
-    except OSError as exc:
-        raise storage_fault(Path(exc.filename or root), exc) from None
-    return Sysroot(root, site, lock)
+    root = _folder() / f"root-{architecture}-{digest}"
+    with _made(root, progress, f"unpack a system for {architecture} (once)") as missing:
+        if missing:
+            _make_root(architecture, root)
+    return root
+
+
+def wheels(pins: Path, architecture: str, root: Path, progress: Progress) -> Path:
+    """The wheels that `pins` names with their hashes, for the system in `root`. Raises SystemFault."""
+    digest = hashlib.sha256(pins.read_bytes()).hexdigest()[:12]
+    site = _folder() / f"site-{pins.stem}-{architecture}-{digest}"
+    with _made(site, progress, f"fetch {pins.stem} for {architecture} (once)") as missing:
+        if missing:
+            _make_site(pins, architecture, root, site)
+    return site
 
 
 def python(root: Path, architecture: str, prefix: Path, cpu: str) -> tuple[list[str], dict[str, str]]:
     """Command and environment that start the emulated interpreter; `prefix` is what it takes for "/"."""
     command = [qemu(architecture), "-L", str(prefix), "-cpu", cpu, str(root / PYTHON)]
-    return command, {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Compiling what an engine imports takes most of a short run.
+    return command, {"PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": str(_folder() / "compiled")}
+
+
+def code(package: Path) -> Path:
+    """A folder with `package` alone, the same one each time: what is compiled is found by its path."""
+    place = _folder() / f"code-{hashlib.sha256(bytes(package)).hexdigest()[:12]}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (place / package.name).symlink_to(package)
+    except OSError as exc:
+        raise storage_fault(place, exc) from None
+    return place
 
 
 def _folder() -> Path:
@@ -141,14 +159,21 @@ def _missing(place: Path) -> bool:
 
 
 @contextmanager
-def _only_one(place: Path) -> Iterator[bool]:
+def _made(place: Path, progress: Progress, what: str) -> Iterator[bool]:
     """Two builds that need the same folder: one makes it, the other waits. Yields whether it is missing."""
-    with (place.parent / f"{place.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        missing = _missing(place)
-        if missing:
-            shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
-        yield missing
+    try:
+        _folder().mkdir(parents=True, exist_ok=True)
+        if not _missing(place):
+            yield False
+            return
+        with (place.parent / f"{place.name}.lock").open("w") as file, progress.step(what):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            missing = _missing(place)
+            if missing:
+                shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
+            yield missing
+    except OSError as exc:
+        raise storage_fault(Path(exc.filename or place), exc) from None
 
 
 def _make_root(architecture: str, root: Path) -> None:
@@ -182,17 +207,17 @@ def _mirror() -> list[str]:
     return [f"deb {signed}{address} {SUITE} main"] if address else []
 
 
-def _make_site(lock: Lock, root: Path, site: Path) -> None:
+def _make_site(pins: Path, architecture: str, root: Path, site: Path) -> None:
     """uv runs the emulated interpreter once, to ask what it is; hence a program that is one file."""
-    command, environment = python(root, lock.architecture, root, _PLAIN[lock.architecture])
-    starter = site.parent / f"{site.name}.python"
+    command, environment = python(root, architecture, root, _PLAIN[architecture])
+    program = site.parent / f"{site.name}.python"
     variables = " ".join(f"{key}={value}" for key, value in environment.items())
     words = " ".join(f"'{word}'" for word in command)
-    write_bytes(starter, f'#!/bin/sh\nexec env {variables} {words} "$@"\n'.encode(), mode=0o755)
-    install = [toolenv.find_uv(), "pip", "install", "--quiet", "--no-config", "--python", str(starter)]
+    write_bytes(program, f'#!/bin/sh\nexec env {variables} {words} "$@"\n'.encode(), mode=0o755)
+    install = [toolenv.find_uv(), "pip", "install", "--quiet", "--no-config", "--python", str(program)]
     install += ["--target", str(site), "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-    _call([*install, "-r", str(lock.path)], f"fetch {lock.path.stem} for {lock.architecture}")
-    starter.unlink()
+    _call([*install, "-r", str(pins)], f"fetch {pins.stem} for {architecture}")
+    program.unlink()
     write_bytes(site / ".complete", b"")
 
 
