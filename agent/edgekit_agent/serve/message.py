@@ -97,4 +97,9 @@ def ok(value: Any) -> Response:
 
 def error(status: int, text: str, extra: str = "") -> Response:
     """{"error": text}, the shape that clients of Triton expect."""
-    return Response(status, json.dumps({"error": text}).encode(), extra=extra)
+    return Response(status, json.dumps({"error": one_line(text)}).encode(), extra=extra)
+
+
+def one_line(text: str) -> str:
+    """An error's text, which may repeat a name that a client has made up of line breaks and the like."""
+    return text if text.isprintable() else "".join([char if char.isprintable() else "?" for char in text])

@@ -24,7 +24,7 @@ from edgekit_agent.serve import jsons, multipart, raw, tfs_http, torchserve_docu
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
 from edgekit_agent.serve.limits import Limits
-from edgekit_agent.serve.message import Request, Response, ok
+from edgekit_agent.serve.message import Request, Response, ok, one_line
 from edgekit_agent.serve.model import Model
 
 _TYPES = {404: "ResourceNotFoundException", 500: "InternalServerException"}
@@ -40,7 +40,8 @@ _TEXT = "text/plain; charset=utf-8"
 def error(status: int, text: str, extra: str = "", kind: str = "") -> Response:
     """{"code", "type", "message"}; `kind`: TorchServe's exception, where the status does not tell."""
     kind = kind or _TYPES.get(status, f"{HTTPStatus(status).phrase.replace(' ', '')}Exception")
-    return Response(status, json.dumps({"code": status, "type": kind, "message": text}).encode(), extra=extra)
+    document = {"code": status, "type": kind, "message": one_line(text)}
+    return Response(status, json.dumps(document).encode(), extra=extra)
 
 
 class Protocol:

@@ -149,7 +149,8 @@ class NotFinite(EngineError):
 
 
 class Blame:
-    """A context in which NotFinite becomes an InputError where the client sent NaN or infinity itself.
+    """A context in which NotFinite becomes an InputError where the client sent NaN or infinity itself, or
+    numbers so large that no model can be blamed for overflowing.
 
     As an error of the release it would let a client have that release taken back.
     """
@@ -165,10 +166,17 @@ class Blame:
     def __exit__(self, kind: object, exc: object, trace: object) -> None:
         if isinstance(exc, NotFinite):
             for name, values in self._inputs.items():
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                if values.dtype.kind == "f" and not (np.abs(values) < _largest(values.dtype)).all():
                     raise InputError(
-                        f"input {name!r} holds NaN or infinity, and so does the answer", "send finite numbers"
+                        f"input {name!r} holds NaN or infinity or too large a number, so does the answer",
+                        "send finite numbers",
                     ) from None
+
+
+def _largest(dtype: np.dtype[Any]) -> float:
+    """What is above overflows when it is squared; of 16 bits, where that is common, when doubled."""
+    most = float(np.finfo(dtype).max)
+    return most / 2 if dtype.itemsize < 4 else most**0.5
 
 
 def _floats(values: list[Any], dtype: np.dtype[Any]) -> Array:

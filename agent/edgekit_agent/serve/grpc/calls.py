@@ -82,7 +82,7 @@ class Call(_Base):
         try:
             taken = self._messages.take()
             if taken is None:
-                raise RpcError(status.INTERNAL, "the request ends before its message does")
+                raise RpcError(status.INVALID_ARGUMENT, "the request ends before its message does")
             if not self._messages.empty:
                 raise RpcError(status.UNIMPLEMENTED, "more than one request message in a unary call")
             incoming = self._incoming(*taken)
@@ -209,7 +209,7 @@ class Duplex(_Base):
         """No message is whole: see to it that one can be, or end the call. Raises RpcError."""
         if self._stream.remote_done:
             if not self._messages.empty:
-                raise RpcError(status.INTERNAL, "the call ends in the middle of a message")
+                raise RpcError(status.INVALID_ARGUMENT, "the call ends in the middle of a message")
             if not self._slots:
                 self._finish()
             return

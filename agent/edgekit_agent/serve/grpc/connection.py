@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
             self._rejoin()
             return plain
         if kind[len(_GRPC) :].partition(b";")[0].strip() not in (b"", b"+proto"):
-            raise RpcError(status.INTERNAL, "messages must be protocol buffers: application/grpc")
+            raise RpcError(status.UNIMPLEMENTED, "messages must be protocol buffers: application/grpc")
         self._permit(stream)
         if self._link.choked:
             raise RpcError(status.RESOURCE_EXHAUSTED, "earlier answers are not taken")

@@ -82,7 +82,7 @@ class Messages:
             return None
         flag, size = self._buffer[pos], self._size()
         if flag > 1:
-            raise RpcError(INTERNAL, f"a message with flag {flag}")
+            raise RpcError(INVALID_ARGUMENT, f"a message with flag {flag}")
         end = pos + PREFIX_BYTES + size
         if len(self._buffer) < end:
             return None

@@ -6,6 +6,7 @@ Sources: grpc/grpc doc/statuscodes.md, doc/PROTOCOL-HTTP2.md and doc/http-grpc-s
 from __future__ import annotations
 
 from edgekit_agent.serve.grpc.h2 import hpack
+from edgekit_agent.serve.message import one_line
 
 OK = 0
 CANCELLED = 1
@@ -54,7 +55,7 @@ def trailers(code: int, text: str = "") -> list[hpack.Field]:
     """The fields that end a call."""
     fields = [(b"grpc-status", str(code).encode())]
     if text:
-        fields.append((b"grpc-message", quote(text)))
+        fields.append((b"grpc-message", quote(one_line(text))))
     return fields
 
 

@@ -107,6 +107,6 @@ def test_bodies_that_are_refused(body: bytes, media: str, specs: tuple[TensorSpe
     ],
 )  # fmt: skip
 def test_errors_have_torchserves_shape(status: int, kind: str) -> None:
-    answer = torchserve.error(status, "why\n")
-    assert json.loads(answer.body) == {"code": status, "type": kind, "message": "why\n"}
+    answer = torchserve.error(status, "why\n\t{}")
+    assert json.loads(answer.body) == {"code": status, "type": kind, "message": "why??{}"}
     assert answer.status == status

@@ -157,3 +157,22 @@ def test_nan_in_an_answer_is_the_fault_of_who_brought_it(bad: float, datatype: s
         values.plain(answer)
     with pytest.raises(ZeroDivisionError), values.Blame({"x": answer}):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "client"),
+    [
+        ("FP32", 3e38, True),
+        ("FP32", -1e30, True),
+        ("FP32", 1e15, False),
+        ("FP64", 1e200, True),
+        ("FP64", 1e100, False),
+        ("FP16", 6e4, True),
+        ("FP16", 1000, False),
+    ],
+)
+def test_who_sends_what_any_model_overflows_on_is_to_blame(datatype: str, value: float, client: bool) -> None:
+    """A client must not have a release taken back by numbers that are finite, but only just."""
+    inputs = {"x": np.array([1, value], DTYPES[datatype])}
+    with pytest.raises(InputError if client else EngineError), values.Blame(inputs):
+        values.check_finite(np.array([np.inf]))

@@ -199,18 +199,18 @@ def test_calls_cut_at_every_octet() -> None:
     [
         ("Nope", b"application/grpc", message(b""), status.UNIMPLEMENTED, "unknown method"),
         ("/a/b", b"application/grpc", message(b""), status.UNIMPLEMENTED, "unknown method /a/b"),
-        ("ServerLive", b"application/grpc+json", message(b""), status.INTERNAL, "protocol buffers"),
-        ("ServerLive", b"application/grpc", b"", status.INTERNAL, "before its message"),
-        ("ServerLive", b"application/grpc", b"\0\0\0\0\5abc", status.INTERNAL, "before its message"),
+        ("ServerLive", b"application/grpc+json", message(b""), status.UNIMPLEMENTED, "protocol buffers"),
+        ("ServerLive", b"application/grpc", b"", status.INVALID_ARGUMENT, "before its message"),
+        ("ServerLive", b"application/grpc", b"\0\0\0\0\5abc", status.INVALID_ARGUMENT, "before its message"),
         ("ServerLive", b"application/grpc", message(b"") * 2, status.UNIMPLEMENTED, "more than one"),
-        ("ServerLive", b"application/grpc", b"\7\0\0\0\0", status.INTERNAL, "flag 7"),
+        ("ServerLive", b"application/grpc", b"\7\0\0\0\0", status.INVALID_ARGUMENT, "flag 7"),
         ("ServerLive", b"application/grpc", b"\1\0\0\0\0", status.INTERNAL, "grpc-encoding"),
         ("ModelInfer", b"application/grpc", prefix(1 << 24), status.RESOURCE_EXHAUSTED, "larger than"),
         ("ModelInfer", b"application/grpc", message(b"\xff"), status.INVALID_ARGUMENT, "cut short"),
         ("ModelInfer", b"application/grpc", message(request(b"abc")), status.INVALID_ARGUMENT, "3 bytes"),
         ("ModelInfer", b"application/grpc;x=y", message(b""), status.NOT_FOUND, "unknown model"),
         ("ModelStreamInfer", b"application/grpc", message(b"\xff"), status.INVALID_ARGUMENT, "cut short"),
-        ("ModelStreamInfer", b"application/grpc", b"\0\0\0\0\5a", status.INTERNAL, "middle of a message"),
+        ("ModelStreamInfer", b"application/grpc", b"\0\0\0\0\5a", status.INVALID_ARGUMENT, "middle of a"),
     ],
 )  # fmt: skip
 def test_calls_that_fail(method: str, kind: bytes, body: bytes, code: int, text: str) -> None:
