@@ -36,7 +36,7 @@ demo: SYSTEM = mosquitto
 demo: system install
 	@$(BIN)/python examples/kws/demo.py $(DEMO)
 
-test: SYSTEM = mosquitto skopeo docker-registry qemu-aarch64-static:qemu-user-static mmdebstrap
+test: SYSTEM = mosquitto skopeo docker-registry qemu-aarch64-static:qemu-user-static mmdebstrap curl h2load:nghttp2-client libb64.so.0d:libb64-0d
 test: system install
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --cov-report=xml $(TEST)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +12,9 @@ import numpy as np
 import pytest
 import requests
 
+from tests.support import curl
 from tests.support.serving import Stand, linear, stand
 
-DOCUMENTS = Path(__file__).parents[2] / "docs"
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
 
 
@@ -34,13 +32,15 @@ import numpy as np
 import ovmsclient
 from ovmsclient.tfs_compat.base.errors import InvalidInputError, ModelNotFoundError
 
-client = ovmsclient.make_http_client(sys.argv[1])
+client = getattr(ovmsclient, f"make_{sys.argv[3]}_client")(sys.argv[1])
 x = np.array(json.loads(sys.argv[2]), np.float32)
 for version in (0, 1000):
     for given in (x, x.tolist()):
         assert np.array_equal(client.predict({"x": given}, "kws", version), x * 2)
     assert client.get_model_status("kws", version)[1000]["state"] == "AVAILABLE"
-    assert client.get_model_metadata("kws", version)["model_spec"]["version"] == "1000"
+    metadata = client.get_model_metadata("kws", version)
+    found = metadata["model_spec"]["version"] if sys.argv[3] == "http" else metadata["model_version"]
+    assert int(found) == 1000
 for error, call in (
     (ModelNotFoundError, lambda: client.predict({"x": x}, "nope")),
     (ModelNotFoundError, lambda: client.predict({"x": x}, "kws", 9)),
@@ -59,14 +59,16 @@ for error, call in (
 """
 
 
-def test_ovmsclient(agent: Stand) -> None:
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_ovmsclient(agent: Stand, protocol: str) -> None:
     """In a process of its own: it brings TensorFlow's messages, as the official stubs of other tests do."""
     done = subprocess.run(
-        [sys.executable, "-c", OVMSCLIENT, agent.address, json.dumps(X.tolist())],
+        [sys.executable, "-c", OVMSCLIENT, agent.address, json.dumps(X.tolist()), protocol],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Servable not found for request: Specific(nope, 0)" in done.stdout
+    asked = {"http": "Specific(nope, 0)", "grpc": "Latest(nope)"}[protocol]
+    assert f"Servable not found for request: {asked}" in done.stdout
     assert len(done.stdout.splitlines()) == 7
 
 
@@ -88,33 +90,33 @@ def test_requests_as_in_torchserves_guide(agent: Stand, tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestException")
 
 
-def curls() -> list[str]:
-    """Every line of a block of the protocols' page that begins with curl."""
-    text = (DOCUMENTS / "protocols.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("curl ")]
+CURL_LINES = [line for line in curl.lines() if not curl.with_a_file(line)]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@pytest.mark.parametrize("line", curls())
+@pytest.mark.parametrize("line", CURL_LINES)
 def test_curl_lines_of_the_documents(agent: Stand, tmp_path: Path, line: str) -> None:
     (tmp_path / "sample.bin").write_bytes(X[0].tobytes())
-    command = line.replace("curl ", "curl -sS -w '\\n%{http_code}' ", 1).replace(
-        "localhost:8000", agent.address
-    )
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    body, _, status = done.stdout.rpartition("\n")
-    assert status == "200", body
+    status, output = curl.run(line, agent.address, tmp_path)
+    assert status == 200, output
+    *headers, body = output.splitlines()
     answer = json.loads(body)
-    if isinstance(answer, dict) and "model_name" in answer:
-        answer = answer["y"]
-    elif isinstance(answer, dict):
-        (answer,) = answer["predictions"]
-    assert answer == [2.0, 4.0, 6.0, 8.0]
+    if "traceparent" in line:
+        trace = line.partition("traceparent: 00-")[2][:32]
+        assert any(header.startswith(f"traceparent: 00-{trace}-") for header in headers)
+    match answer:
+        case {"inputs": [{"name": name, "shape": shape}]}:
+            assert (name, shape) == ("x", [-1, 4])
+        case {"model_name": "kws", "y": values} | {"predictions": [values]} | values:
+            assert values == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_the_documents_have_curl_lines() -> None:
-    assert len(curls()) >= 3
+    """Of every kind; and each is run, here or by the tests of pipelines."""
+    assert len(CURL_LINES) >= 5
+    assert {curl.model(line) for line in CURL_LINES} == {"kws"}
+    assert {curl.model(line) for line in curl.lines() if curl.with_a_file(line)} == {
+        "kws",
+        "resnet20",
+        "detector",
+        "minilm",
+    }

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -28,6 +29,7 @@ from edgekit.bundle.steps import Length, Mfcc, Peak, Resample, Wav
 from edgekit.crypto.keyring import KeyRing
 from edgekit.runtimes._pipeline import Processor
 from edgekit.runtimes._pipeline.sound import Cepstrum, Chain, Sound
+from tests.support import curl
 from tests.unit.runtimes import kws
 from tests.unit.runtimes.test_sound import tone, wav
 
@@ -87,6 +89,16 @@ def ask(
     return found
 
 
+def curls(port: int, name: str, folder: Path = ROOT) -> Iterator[dict[str, Any]]:
+    """What the documents' curl lines for this model are answered, when they are run in `folder`."""
+    chosen = [line for line in curl.lines() if curl.with_a_file(line) and curl.model(line) == name]
+    assert chosen
+    for line in chosen:
+        status, output = curl.run(line, f"127.0.0.1:{port}", folder)
+        assert status == 200, output
+        yield json.loads(output)
+
+
 @pytest.fixture(scope="module")
 def spotter(folder: Path) -> Path:
     data = KWS / "kws01_eval.npz"
@@ -117,6 +129,9 @@ def test_a_recording_gets_a_word(folder: Path, spotter: Path) -> None:
         # Words, though spoken by a program (examples/kws/speak.py).
         for word in ("stop", "yes"):
             assert ask(port, "kws", (KWS / f"{word}.wav").read_bytes(), "audio/wav")["label"] == word
+        printed = re.search(r'^\{"label":"stop".*\}$', (ROOT / "README.md").read_text(), re.MULTILINE)
+        assert printed
+        assert all(one == pytest.approx(json.loads(printed[0]), abs=0.1) for one in curls(port, "kws"))
         # Requests that come together, and may share an engine run, each get their own answer.
         words = ["stop", "yes"] * 20
         with ThreadPoolExecutor(8) as pool:
@@ -231,6 +246,8 @@ def test_jpeg_files_get_their_class(folder: Path) -> None:
         assert all(
             len(answer["top"]) == 2 and answer["score"] >= answer["top"][1]["score"] for answer in answers
         )
+        (folder / "cat.jpg").write_bytes(rows[names.index("cat")][1])
+        assert list(curls(port, "resnet20", folder)) == [answers[names.index("cat")]]
         # PNG is lossless: the pixels of a JPEG give the same answer.
         file = io.BytesIO()
         Pillow.open(io.BytesIO(rows[0][1])).save(file, "PNG")
@@ -270,6 +287,8 @@ def test_photos_get_boxes(folder: Path) -> None:
             for box, other in zip(found["boxes"], wanted["boxes"], strict=True):
                 np.testing.assert_allclose(box["box"], other["box"], atol=0.5)
         assert found["width"] > 352
+        (folder / "photo.jpg").write_bytes(body)
+        assert list(curls(port, "detector", folder)) == [found]
 
 
 @needs_data
@@ -296,6 +315,7 @@ def test_texts_get_vectors(folder: Path) -> None:
     texts = ("A plane is taking off.", "An air plane is taking off.", "A man is playing a flute.")
     with served(folder, made) as port:
         answers = [ask(port, "minilm", text.encode(), "text/plain; charset=utf-8") for text in texts]
+        assert list(curls(port, "minilm")) == [answers[0]]
         assert "not UTF-8" in ask(port, "minilm", b"\xff", "text/plain", status=400)["error"]
     first, second, third = (np.array(answer["values"]) for answer in answers)
     assert answers[0]["shape"] == [384]

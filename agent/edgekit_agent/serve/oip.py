@@ -137,12 +137,8 @@ def encode(
             data = None if item.binary else _numbers(array)
             blob = raw(array) if item.binary else b""
         if item.span is not None and request.memory is not None:
+            # Without parameters, as Triton: its C++ client takes any for those of octets in the body.
             request.memory.write(item.span, blob)
-            entry["parameters"] = {
-                "shared_memory_region": item.span.region,
-                "shared_memory_offset": item.span.offset,
-                "shared_memory_byte_size": len(blob),
-            }
         elif item.binary:
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)

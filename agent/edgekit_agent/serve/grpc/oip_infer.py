@@ -277,13 +277,8 @@ def _response(model: Model, request: oip.InferRequest, outputs: dict[str, Array]
         entry: Values = {"name": item.name, "datatype": datatype, "shape": shape}
         if item.span is not None and request.memory is not None:
             request.memory.write(item.span, blob)
-            entry["parameters"] = {
-                "shared_memory_region": {"string_param": item.span.region},
-                "shared_memory_offset": {"int64_param": item.span.offset},
-                "shared_memory_byte_size": {"int64_param": len(blob)},
-            }
-        else:
-            blobs.append(blob)
+            blob = b""  # clients find an output's octets by its place
+        blobs.append(blob)
         entries.append(entry)
     head = {
         "model_name": model.name,
