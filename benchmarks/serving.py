@@ -3,7 +3,8 @@
     python -m benchmarks.serving [--quick] [--output benchmarks/results/serving.json]
 
 Two networks (benchmarks/nets.py) on onnxruntime with one thread, each in a serving process of its own, asked
-by a closed-loop client in a third process (benchmarks/load.py) with 1, 8 and 32 connections. Rows are
+by a closed-loop client in a third process (benchmarks/load.py and load_grpc.py) with 1, 8 and 32 requests at
+once, each on a connection of its own where nothing else is said. Rows are
 measured in turn, round after round, so that a busy moment of the machine hits all of them. CPU is that of the
 serving process alone, and the figure to compare: the rest depends on what else the machine does.
 """
@@ -26,17 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import load, nets
+from benchmarks import load, load_grpc, nets
 from benchmarks.nets import Net
 from edgekit import files, host, runtimes
 from edgekit.bundle.model import TensorSpec
 from edgekit.runtimes import Array
+from edgekit_agent.serve.grpc import oip_messages, wire
 from edgekit_agent.serve.limits import Limits
 from tests.support.serving import Candidate, Stand, candidate, config, stand
 
 ROOT = Path(__file__).resolve().parent.parent
 CONNECTIONS = (1, 8, 32)
 PATH = "/v2/models/{}/infer"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 _COLD_STARTS = 5
 
 
@@ -93,14 +96,29 @@ class Way:
     message: bytes
     cells: dict[int, Cell] = field(default_factory=lambda: {count: Cell() for count in CONNECTIONS})
 
+    def load(self, count: int, seconds: float) -> load.Result:
+        return load.run(self.address, self.message, count, seconds)
+
     def measure(self, seconds: float) -> None:
         for count, cell in self.cells.items():
             before = cpu_s(self.pid)
-            result = load.run(self.address, self.message, count, seconds)
+            result = self.load(count, seconds)
             cell.cpu_ms.append((cpu_s(self.pid) - before) * 1e3 / result.answered)
             cell.per_s.append(result.requests_per_s)
             cell.p50_ms.append(result.p50_ms)
             cell.p99_ms.append(result.p99_ms)
+
+
+@dataclass
+class GrpcWay(Way):
+    """ModelInfer; `message` is a ModelInferRequest."""
+
+    shared: bool = False
+    """All calls on one connection, as clients of gRPC do it, instead of each on its own."""
+
+    def load(self, count: int, seconds: float) -> load.Result:
+        connections, streams = (1, count) if self.shared else (count, 1)
+        return load_grpc.run(self.address, INFER, self.message, connections, streams, seconds)
 
 
 def cpu_s(pid: int) -> float:
@@ -138,6 +156,13 @@ def text(net: Net, sample: Array) -> bytes:
     return post(PATH.format(net.name), json.dumps({"inputs": [tensor]}).encode())
 
 
+def protobuf(net: Net, sample: Array) -> bytes:
+    """A ModelInferRequest."""
+    tensor = {"name": nets.INPUT, "datatype": "FP32", "shape": list(sample.shape)}
+    request = {"model_name": net.name, "inputs": [tensor], "raw_input_contents": [sample.tobytes()]}
+    return wire.encode(oip_messages.INFER_REQUEST, request)
+
+
 def release(net: Net) -> Candidate:
     """The network as the agent gets it, golden samples included."""
     inputs = (TensorSpec(nets.INPUT, "FP32", (-1, *net.shape)),)
@@ -158,8 +183,11 @@ def served(made: Candidate, limits: Limits | None = None) -> Iterator[Stand]:
 
 def check(address: str, net: Net, session: runtimes.Session, ask: bytes, sample: Array) -> None:
     """The server answers what the engine answers, or no figure is worth anything."""
-    with contextlib.closing(load.connect(address)) as sock:
-        answer = load.ask(sock, ask)
+    if ask.startswith(b"POST"):
+        with contextlib.closing(load.connect(address)) as sock:
+            answer = load.ask(sock, ask)
+    else:
+        answer = load_grpc.ask(load_grpc.Client(address, INFER, ask))
     wanted = session.run({nets.INPUT: sample})[nets.OUTPUT].ravel()
     scale = float(np.abs(wanted).max())
     if b"application/json" in answer.partition(b"\r\n\r\n")[0]:
@@ -238,12 +266,17 @@ def main() -> int:
             ways.append(Bare(net.name, session, {nets.INPUT: sample}))
             serving = stack.enter_context(served(made))
             alone = stack.enter_context(served(made, Limits(max_joined=1)))
+            called = protobuf(net, sample)
+            check(serving.address, net, session, called, sample)
             for name, message in asked.items():
                 check(serving.address, net, session, message, sample)
                 made_way = Way(net.name, name, serving.serving.process.pid, serving.address, message)
                 if len(message) * max(CONNECTIONS) > Limits().max_buffered_bytes:
                     del made_way.cells[max(CONNECTIONS)]  # the agent would refuse to hold so many at once
                 ways.append(made_way)
+            for name, shared in (("gRPC", False), ("gRPC, one connection", True)):
+                pid = serving.serving.process.pid
+                ways.append(GrpcWay(net.name, name, pid, serving.address, called, shared=shared))
             message = asked["binary"]
             ways.append(
                 Way(net.name, "binary, one by one", alone.serving.process.pid, alone.address, message)

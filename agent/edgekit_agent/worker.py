@@ -219,7 +219,7 @@ async def serve(
     handle = traced(Router(core, protocols).handle, log_requests)
     server = Server(
         handle, limits, parser, safety,
-        waiting=lambda: core.waiting, turns=core.turns, grpc=services.registry(core, protocols),
+        waiting=lambda: core.waiting, turns=core.turns, grpc=services.registry(core, protocols, log_requests),
     )  # fmt: skip
     core.connections = lambda: server.connections
     worker = Worker(AsyncChannel(control), core, server, watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,19 @@ def test_the_unix_socket_needs_no_token(agent: Stand) -> None:
     local = triton.InferenceServerClient(f"unix:{agent.path}")
     assert local.infer("kws", [tensor()]).as_numpy("y").tolist() == [[2.0] * 4]
     local.close()
+
+
+def test_a_token_that_is_revoked_ends_calls_on_the_same_connection(agent: Stand, papers: Papers) -> None:
+    """Also those whose header the connection knows by heart."""
+    asked = client(agent, papers)
+    for _ in range(3):
+        assert asked.infer("kws", [tensor()], headers=bearer(papers.infer)).as_numpy("y").tolist() == [
+            [2.0] * 4
+        ]
+    tokens.revoke(papers.tokens, papers.infer.split("_")[1])
+    end = time.monotonic() + 20
+    with pytest.raises(InferenceServerException) as caught:
+        while time.monotonic() < end:
+            asked.infer("kws", [tensor()], headers=bearer(papers.infer))
+    assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
+    asked.close()

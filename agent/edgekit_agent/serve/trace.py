@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgekit_agent.logs import FIELDS, Requests
@@ -60,15 +60,21 @@ def begin(parent: bytes | None, request_id: bytes | None) -> Span:
     )
 
 
+def asked(headers: Mapping[bytes, bytes], requests: Requests) -> Span | None:
+    """The span of a request with these header fields; None: neither the client nor the log wants one."""
+    parent, given = headers.get(b"traceparent"), headers.get(b"x-request-id")
+    if parent is None and given is None and requests == "none":
+        return None
+    return begin(parent, given)
+
+
 def traced(handle: Handle, requests: Requests) -> Handle:
     """`handle` with ids in its answers and lines in the log: of every request, the failed ones, or none."""
 
     def traced_handle(request: Request, respond: Respond) -> None:
-        headers = request.headers
-        parent, given = headers.get(b"traceparent"), headers.get(b"x-request-id")
-        if parent is None and given is None and requests == "none":
+        span = asked(request.headers, requests)
+        if span is None:
             return handle(request, respond)
-        span = begin(parent, given)
 
         def answer(response: Response) -> None:
             if requests == "all" or (requests == "failed" and response.status >= 400):
@@ -81,21 +87,29 @@ def traced(handle: Handle, requests: Requests) -> Handle:
     return traced_handle
 
 
-def _note(span: Span, request: Request, response: Response) -> None:
-    fields = {
+def note(
+    span: Span, level: int, received_ns: int, path: bytes, sizes: tuple[int, int], fields: dict[str, object]
+) -> None:
+    """A line in the log for a request that is answered. `sizes`: octets of its body and of the answer's."""
+    common: dict[str, object] = {
         "request_id": span.request,
         "trace_id": span.trace,
         "span_id": span.span,
         **({"parent_id": span.parent} if span.parent else {}),
-        "method": request.method.decode("latin-1"),
-        "path": request.target.partition(b"?")[0].decode("latin-1")[:_LONGEST_PATH],
-        "status": response.status,
-        "ms": round((time.perf_counter_ns() - request.received_ns) / 1e6, 3),
-        "bytes_in": len(request.body),
-        "bytes_out": len(response.body) + sum(part.nbytes for part in response.tail),
+        **fields,
+        "path": path.partition(b"?")[0].decode("latin-1")[:_LONGEST_PATH],
+        "ms": round((time.perf_counter_ns() - received_ns) / 1e6, 3),
+        "bytes_in": sizes[0],
+        "bytes_out": sizes[1],
     }
+    _log.log(level, "request", extra={FIELDS: common})
+
+
+def _note(span: Span, request: Request, response: Response) -> None:
+    sizes = len(request.body), len(response.body) + sum(part.nbytes for part in response.tail)
     level = logging.ERROR if response.status >= 500 else logging.INFO
-    _log.log(level, "request", extra={FIELDS: fields})
+    fields = {"method": request.method.decode("latin-1"), "status": response.status}
+    note(span, level, request.received_ns, request.target, sizes, fields)
 
 
 def _sound(found: re.Match[bytes]) -> bool:

@@ -16,6 +16,7 @@ from edgekit_agent.serve.grpc.link import Link
 from edgekit_agent.serve.grpc.service import Incoming, Method, Reply
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.shares import Share
+from edgekit_agent.serve.trace import Span
 
 MAX_IN_FLIGHT = 16
 """Messages of one streaming call that are worked on at the same time."""
@@ -24,16 +25,22 @@ MAX_IN_FLIGHT = 16
 class _Base:
     """What both kinds of calls share: a method, the request's messages, memory for the one at hand."""
 
-    __slots__ = ("_deadline_ns", "_done", "_lease", "_link", "_messages", "_method", "_stream")
+    __slots__ = (
+        "_begun_ns", "_bytes_in", "_bytes_out", "_deadline_ns", "_done", "_lease", "_link", "_messages",
+        "_method", "_span", "_stream",
+    )  # fmt: skip
 
-    def __init__(self, link: Link, stream: Stream) -> None:
+    def __init__(self, link: Link, stream: Stream, span: Span | None) -> None:
         """Raises RpcError."""
         headers = stream.head.headers
+        self._span = span
+        self._begun_ns = time.perf_counter_ns()
+        self._bytes_in = self._bytes_out = 0  # of messages
         self._link = link
         self._stream = stream
         self._method: Method = link.registry.find(stream.head.path)
         timeout = framing.timeout_ns(headers.get(b"grpc-timeout"))
-        self._deadline_ns = time.perf_counter_ns() + timeout if timeout else 0
+        self._deadline_ns = self._begun_ns + timeout if timeout else 0
         encoding = headers.get(b"grpc-encoding")
         if encoding is not None:
             framing.check_encoding(encoding)
@@ -53,10 +60,17 @@ class _Base:
 
     def _incoming(self, compressed: bool, message: framing.Buffer) -> Incoming:
         headers = self._stream.head.headers
+        self._bytes_in += len(message)
         whole: framing.Buffer | Compressed = message
         if compressed:
             whole = Compressed(message, headers.get(b"grpc-encoding", b"identity"))
         return Incoming(whole, time.perf_counter_ns(), self._deadline_ns, headers, self._link.peer)
+
+    def _note(self, code: int) -> None:
+        """The call has ended."""
+        if self._span is not None:
+            sizes = self._bytes_in, self._bytes_out
+            self._link.note(self._span, self._stream, code, self._begun_ns, sizes)
 
 
 class Call(_Base):
@@ -64,8 +78,8 @@ class Call(_Base):
 
     __slots__ = ("_share",)
 
-    def __init__(self, link: Link, stream: Stream) -> None:
-        super().__init__(link, stream)
+    def __init__(self, link: Link, stream: Stream, span: Span | None) -> None:
+        super().__init__(link, stream, span)
         self._share: Share | None = None  # that it counts in
 
     def on_data(self, chunk: Chunk) -> None:
@@ -110,12 +124,9 @@ class Call(_Base):
         if self._done:
             return
         self._end()
-        if reply.code == status.OK:
-            link.begin(stream)
-            link.message(stream, reply)
-            link.finish(stream)
-        else:
-            link.finish(stream, reply.code, reply.text, begun=False)
+        self._bytes_out = sum(map(len, reply.parts))
+        link.reply(stream, reply, self._span)
+        self._note(reply.code)
         link.touched()
 
     def _end(self) -> None:
@@ -141,8 +152,8 @@ class Duplex(_Base):
 
     __slots__ = ("_begun", "_heard", "_pumping", "_since", "_slots", "_window")
 
-    def __init__(self, link: Link, stream: Stream) -> None:
-        super().__init__(link, stream)
+    def __init__(self, link: Link, stream: Stream, span: Span | None) -> None:
+        super().__init__(link, stream, span)
         self._slots: deque[_Slot] = deque()
         self._begun = False
         self._pumping = False
@@ -245,8 +256,9 @@ class Duplex(_Base):
                 continue
             if not self._begun:
                 self._begun = True
-                link.begin(stream)
+                link.begin(stream, self._span)
             link.message(stream, reply)
+            self._bytes_out += sum(map(len, reply.parts))
             link.machine.guard.earn(guard.ANSWER)
             link.touched()
         if not self._slots:
@@ -260,7 +272,8 @@ class Duplex(_Base):
         self._done = True
         self._link.end(self._lease)
         if code == status.OK and not self._begun:
-            self._link.begin(self._stream)
+            self._link.begin(self._stream, self._span)
             self._begun = True
-        self._link.finish(self._stream, code, text, begun=self._begun)
+        self._link.finish(self._stream, code, text, begun=self._begun, span=self._span)
+        self._note(code)
         self._link.touched()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
 from edgekit_agent.serve import peer
-from edgekit_agent.serve.access import Refused
-from edgekit_agent.serve.grpc import link, status
+from edgekit_agent.serve.access import Access, Refused
+from edgekit_agent.serve.grpc import link, quick, status
 from edgekit_agent.serve.grpc.calls import Call, Duplex
+from edgekit_agent.serve.grpc.framing import PREFIX_BYTES
 from edgekit_agent.serve.grpc.h2 import errors
 from edgekit_agent.serve.grpc.h2.machine import Machine
 from edgekit_agent.serve.grpc.h2.sink import Chunk, Config
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.link import Exchange, Link
 from edgekit_agent.serve.grpc.plain import Handle, Plain
+from edgekit_agent.serve.grpc.quick import Plan, Quick
 from edgekit_agent.serve.grpc.service import Registry
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.message import error
@@ -32,6 +35,7 @@ class Server(link.Server, Protocol):
     """Whose connection it is: server.Server."""
 
     handle: Handle
+    access: Access | None
     draining: bool
     now: Callable[[], float]
 
@@ -51,7 +55,7 @@ class Connection(asyncio.Protocol):
         # What one client may have waiting: more are kept back by the client's library, not refused by us.
         streams = max(_MIN_STREAMS, limits.max_queue * 3 // 4)
         config = Config(max_streams=streams, max_block_bytes=header, max_list_bytes=header)
-        self._machine = Machine(self, config, server.now())
+        self._machine = Machine(self, config, server.now(), Quick)
         self._link = Link(self._machine, server, registry, self._touched, self._permit)
         self._transport: asyncio.Transport | None = None
         self._receiving = False
@@ -159,17 +163,17 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._hung_up:
             return
-        now = self._server.now()
+        self._quiet = now = self._server.now()
         machine = self._machine
         self._receiving = True
-        machine.receive(data, now)
+        usual = machine.receive(data, now)
         self._receiving = False
-        if not machine.mid_frame:
+        if usual or not machine.mid_frame:
             self._stuck = None
         elif self._stuck is None or machine.frames != self._frames:
             self._stuck, self._frames = now, machine.frames
-        self._quiet = now
-        self._flush()
+        if machine.output.queued or machine.closed or machine.peer_leaves or self._ended:
+            self._flush()
 
     # --- the machine
 
@@ -177,7 +181,27 @@ class Connection(asyncio.Protocol):
         try:
             stream.app = self._exchange(stream)
         except RpcError as exc:
-            self._link.finish(stream, exc.code, exc.text, begun=False)
+            self._refuse(stream, exc)
+
+    def on_whole(self, stream: Stream, data: bytes, start: int, end: int) -> None:
+        assert isinstance(stream, Quick)  # noqa: S101 - as the machine was told
+        plan: Plan = stream.head.plan
+        body = start + PREFIX_BYTES
+        last = end - start == plan.octets and data[start:body] == plan.prefix
+        if not last and not plan.whole(data, start, end):
+            self.on_request(stream)
+            if not stream.closed:
+                self.on_data(stream, data[start:end])
+            if not stream.closed:
+                self.on_end(stream)
+            return
+        if self._server.access is not None or self._machine.output.pending_bytes:
+            try:
+                self._let_in(stream)
+            except RpcError as exc:
+                self._refuse(stream, exc)
+                return
+        stream.begin(plan, data, body, end)
 
     def on_data(self, stream: Stream, chunk: Chunk) -> None:
         stream.app.on_data(chunk)
@@ -203,11 +227,26 @@ class Connection(asyncio.Protocol):
             return plain
         if kind[len(_GRPC) :].partition(b";")[0].strip() not in (b"", b"+proto"):
             raise RpcError(status.UNIMPLEMENTED, "messages must be protocol buffers: application/grpc")
-        self._permit(stream)
+        self._let_in(stream)
+        link = self._link
+        method, span = link.registry.find(head.path), link.span(stream)
+        made = Duplex(link, stream, span) if method.streams else Call(link, stream, span)
+        if span is None:
+            head.plan = quick.plan(link, method, head)
+        return made
+
+    def _let_in(self, stream: Stream) -> None:
+        """Raises RpcError."""
+        if self._server.access is not None:
+            self._permit(stream)
         if self._link.choked:
             raise RpcError(status.RESOURCE_EXHAUSTED, "earlier answers are not taken")
-        method = self._link.registry.find(head.path)
-        return Duplex(self._link, stream) if method.streams else Call(self._link, stream)
+
+    def _refuse(self, stream: Stream, exc: RpcError) -> None:
+        span, begun_ns = self._link.span(stream), time.perf_counter_ns()
+        self._link.finish(stream, exc.code, exc.text, begun=False, span=span)
+        if span is not None:
+            self._link.note(span, stream, exc.code, begun_ns)
 
     def _permit(self, stream: Stream) -> None:
         """Raises RpcError: a call that may not be made, or not any more."""
@@ -226,8 +265,12 @@ class Connection(asyncio.Protocol):
     # --- out
 
     def _touched(self) -> None:
-        """There is something to send: now or, when we are called by others, together with what follows."""
-        if not self._receiving and not self._scheduled:
+        """There is something to send: at once, or together with what follows."""
+        if self._receiving:
+            return
+        if not self._machine.streams:
+            self._flush()
+        elif not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
@@ -236,11 +279,12 @@ class Connection(asyncio.Protocol):
         transport, machine = self._transport, self._machine
         if transport is None:
             return
-        while self._blocked is None and (data := machine.output.take()):
-            transport.write(data)
-            if machine.output.waiting:
+        output = machine.output
+        while output.queued and self._blocked is None:
+            transport.write(output.take())
+            if output.waiting:
                 machine.resume(self._server.now())
-        if machine.closed and machine.output.empty and not self._hung_up:
+        if machine.closed and output.empty and not self._hung_up:
             self._hang_up(transport)
         elif (machine.peer_leaves or self._ended) and self.idle:
             transport.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from edgekit_agent.serve import trace
 from edgekit_agent.serve.grpc import status
 from edgekit_agent.serve.grpc.budget import Budget, Lease
-from edgekit_agent.serve.grpc.framing import ENCODINGS, prefix
+from edgekit_agent.serve.grpc.framing import ENCODINGS, PREFIX_BYTES, prefix
 from edgekit_agent.serve.grpc.h2 import hpack
 from edgekit_agent.serve.grpc.h2.machine import Machine
+from edgekit_agent.serve.grpc.h2.output import Around
 from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.service import Registry, Reply
@@ -17,9 +20,10 @@ from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.peer import NOBODY
 from edgekit_agent.serve.shares import Share, Shares, Turns
+from edgekit_agent.serve.trace import Span
 
 BUSY = "too many requests of yours are waiting"
-_JOINED_BYTES = 16 * 1024  # copying fewer octets is cheaper than sending several pieces
+JOINED_BYTES = 16 * 1024  # copying fewer octets is cheaper than sending several pieces
 _HEAD_FIELDS = [
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
@@ -27,6 +31,9 @@ _HEAD_FIELDS = [
 ]
 _HEAD = hpack.encode(_HEAD_FIELDS)
 _OK = hpack.encode(status.trailers(status.OK))
+USUAL = Around(_HEAD, _OK)
+_OUR_FAULTS = (status.UNKNOWN, status.DEADLINE_EXCEEDED, status.INTERNAL, status.UNAVAILABLE)
+"""What HTTP has the statuses from 500 on for."""
 
 
 class Server(Protocol):
@@ -70,6 +77,8 @@ class Link:
         """Who is at the other end; known when the connection is made."""
         self.share: Share | None = None
         """Of the client, while the connection is open."""
+        self.turns = server.turns
+        self.shares = server.shares
         self._server = server
 
     def join(self) -> Share:
@@ -85,7 +94,7 @@ class Link:
 
     def work(self, share: Share | None, call: Callable[[], None]) -> None:
         """Make a call for a client whose turn is counted."""
-        turns = self._server.turns
+        turns = self.turns
         before, turns.asking = turns.asking, share
         call()
         turns.asking = before
@@ -121,22 +130,47 @@ class Link:
         """Whether more answers wait for the client's windows than we keep."""
         return self.machine.output.pending_bytes > 2 * self.limits.max_body_bytes
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, stream: Stream, span: Span | None = None) -> None:
         """The header of a call's answer."""
-        self.machine.headers(stream, _HEAD)
+        self.machine.headers(stream, hpack.encode([*_HEAD_FIELDS, *_ids(span)]) if span else _HEAD)
 
     def message(self, stream: Stream, reply: Reply) -> None:
         """One message of an answer that has begun."""
         parts = reply.parts
         size = sum(map(len, parts))
-        if size <= _JOINED_BYTES:
+        if size <= JOINED_BYTES:
             self.machine.data(stream, b"".join((prefix(size), *parts)))
             return
         self.machine.data(stream, prefix(size) + parts[0])
         for part in parts[1:]:
             self.machine.data(stream, part if isinstance(part, bytes) else memoryview(part))
 
-    def finish(self, stream: Stream, code: int = status.OK, text: str = "", *, begun: bool = True) -> None:
+    def reply(self, stream: Stream, reply: Reply, span: Span | None = None) -> None:
+        """The whole answer to a unary call."""
+        if reply.code != status.OK:
+            self.finish(stream, reply.code, reply.text, begun=False, span=span)
+            return
+        parts = reply.parts
+        size = sum(map(len, parts))
+        if (
+            size <= JOINED_BYTES
+            and span is None
+            and self.machine.answer(stream, USUAL, [prefix(size), *parts], PREFIX_BYTES + size)
+        ):
+            return
+        self.begin(stream, span)
+        self.message(stream, reply)
+        self.finish(stream)
+
+    def finish(
+        self,
+        stream: Stream,
+        code: int = status.OK,
+        text: str = "",
+        *,
+        begun: bool = True,
+        span: Span | None = None,
+    ) -> None:
         """The end of a call's answer; `begun`: whether there was a header."""
         if code == status.OK and begun:
             self.machine.end(stream, _OK)
@@ -145,4 +179,25 @@ class Link:
         if begun:
             self.machine.end(stream, hpack.encode(fields))
         else:
-            self.machine.headers(stream, hpack.encode([*_HEAD_FIELDS, *fields]), end=True)
+            self.machine.headers(stream, hpack.encode([*_HEAD_FIELDS, *_ids(span), *fields]), end=True)
+
+    def span(self, stream: Stream) -> Span | None:
+        """Where a call belongs in a trace, if its client or the log wants to know."""
+        return trace.asked(stream.head.headers, self.registry.log)
+
+    def note(
+        self, span: Span, stream: Stream, code: int, begun_ns: int, sizes: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Log the end of a call as the configuration wants it. `sizes`: octets of all messages in and out."""
+        wanted = self.registry.log
+        if wanted == "all" or (wanted == "failed" and code != status.OK):
+            level = logging.ERROR if code in _OUR_FAULTS else logging.INFO
+            fields: dict[str, object] = {"method": "gRPC", "grpc_status": code}
+            trace.note(span, level, begun_ns, stream.head.path, sizes, fields)
+
+
+def _ids(span: Span | None) -> list[hpack.Field]:
+    """What goes back to the client, as over HTTP."""
+    if span is None:
+        return []
+    return [(b"traceparent", span.traceparent.encode()), (b"x-request-id", span.request.encode())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from edgekit.errors import InputError
@@ -11,6 +10,7 @@ from edgekit_agent.serve.core import Core, NotServed
 from edgekit_agent.serve.grpc import oip_messages as m
 from edgekit_agent.serve.grpc import status, wire
 from edgekit_agent.serve.grpc.oip_infer import Codec
+from edgekit_agent.serve.grpc.oip_templates import Templates
 from edgekit_agent.serve.grpc.service import Incoming, Method, Respond, personal, simple
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.grpc.wire import Values
@@ -28,6 +28,7 @@ class Service:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._templates = Templates()
 
     def methods(self) -> dict[str, Method]:
         refuse_load = simple(m.REPOSITORY_MODEL, m.EMPTY, lambda _: _refuse(_FLEET))
@@ -43,8 +44,8 @@ class Service:
             "ModelMetadata": simple(m.NAMED, m.MODEL_METADATA, self._metadata),
             "ModelConfig": simple(m.NAMED, m.CONFIG_RESPONSE, self._config),
             "ModelStatistics": simple(m.NAMED, m.STATISTICS, self._statistics),
-            "ModelInfer": Method(partial(self._infer, stream=False)),
-            "ModelStreamInfer": Method(partial(self._infer, stream=True), streams=True),
+            "ModelInfer": Method(self._infer),
+            "ModelStreamInfer": Method(self._infer_streaming, streams=True),
             "RepositoryIndex": simple(m.INDEX_REQUEST, m.INDEX, self._index),
             "RepositoryModelLoad": refuse_load,
             "RepositoryModelUnload": refuse_load,
@@ -58,12 +59,16 @@ class Service:
             "LogSettings": personal(m.LOG_SETTINGS, m.LOG_SETTINGS, _log),
         }
 
-    def _infer(self, incoming: Incoming, respond: Respond, *, stream: bool) -> None:
-        codec = Codec(incoming, self._core.regions, stream=stream)
-        self._core.infer(
+    def _infer(self, incoming: Incoming, respond: Respond, stream: bool = False) -> None:
+        core = self._core
+        codec = Codec(incoming, core.regions, self._templates, stream)
+        core.infer(
             codec.name, codec.version, codec, respond,
             received_ns=incoming.received_ns, heavy=codec.heavy, deadline_ns=incoming.deadline_ns,
         )  # fmt: skip
+
+    def _infer_streaming(self, incoming: Incoming, respond: Respond) -> None:
+        self._infer(incoming, respond, stream=True)
 
     def _ready(self, asked: Values) -> Values:
         try:

@@ -21,6 +21,7 @@ from edgekit_agent.serve.core import Prepared, prepare
 from edgekit_agent.serve.grpc import oip_messages as m
 from edgekit_agent.serve.grpc import status, wire
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
+from edgekit_agent.serve.grpc.oip_templates import Template, Templates
 from edgekit_agent.serve.grpc.service import Incoming, Reply
 from edgekit_agent.serve.grpc.wire import Values
 from edgekit_agent.serve.limits import Limits
@@ -53,47 +54,71 @@ _CONTENTS = {
 class Codec:
     """One infer request. See infer.Codec."""
 
-    __slots__ = ("_message", "_peer", "_received_ns", "_regions", "_stream", "_values", "name", "version")
+    identity = b""
+    """The request's id, once that is known."""
+    heavy = False
+    """Whether decoding is worth a thread: raw tensors are taken as they lie, so only the others count."""
+    _template: Template | None = None
+    _values: Values | None = None
 
-    def __init__(self, incoming: Incoming, regions: Regions, *, stream: bool) -> None:
+    def __init__(
+        self, incoming: Incoming, regions: Regions, templates: Templates, stream: bool = False
+    ) -> None:
         """`stream`: the answer is a ModelStreamInferResponse. Raises InputError."""
-        message = incoming.message
-        self._stream = stream
-        self._peer = incoming.peer
-        self._received_ns = incoming.received_ns
+        self._incoming = incoming
         self._regions = regions
-        self._values: Values | None = None
-        self._message: Compressed | None = None
-        if isinstance(message, Compressed):
-            self._message = message
+        self._templates = templates
+        self._stream = stream
+        message = incoming.message
+        if isinstance(message, bytes) and (found := templates.find(message)) is not None:
+            self._template, self.identity = template, _ = found
+            self.name, self.version = template.name, template.version
+        elif isinstance(message, Compressed):
             self.name, self.version = _peek(message.head(_PEEK_BYTES))
+            self.heavy = True
         else:
-            values = self._values = _envelope(message)
+            values = self._take(message)
             self.name, self.version = values.get("model_name", ""), values.get("model_version", "")
+            typed = sum(len(item.get("contents", b"")) for item in values.get("inputs", ()))
+            self.heavy = typed > _HEAVY_BYTES
 
-    @property
-    def heavy(self) -> bool:
-        """Whether decoding is worth a thread: raw tensors are taken as they lie, so only the others count."""
-        if self._values is None:
-            return True
-        return sum(len(item.get("contents", b"")) for item in self._values.get("inputs", ())) > _HEAVY_BYTES
+    def _take(self, message: Buffer) -> Values:
+        values = self._values = _envelope(message)
+        self.identity = values.get("id", "").encode()
+        return values
 
     def decode(self, model: Model, limits: Limits) -> Prepared:
-        values = self._values
-        if values is None and self._message is not None:
-            values = self._values = _envelope(self._message.whole(limits.max_body_bytes))
-        assert values is not None  # noqa: S101 - one of the two is there from the beginning
-        request = _request(values, Access(self._regions, self._peer, limits.max_body_bytes))
-        oip.check_wanted(request, model.config.outputs)
-        prepared = prepare(model, request.inputs, limits, request)
-        prepared.priority = request.urgency
+        incoming, template = self._incoming, self._template
+        message = incoming.message
+        if template is not None and isinstance(message, bytes):
+            request = template.request
+            if request.wanted is not None:
+                oip.check_wanted(request, model.config.outputs)
+            prepared = template.prepare(model, message, limits)
+        else:
+            values = self._values
+            if values is None and isinstance(message, Compressed):
+                values = self._take(message.whole(limits.max_body_bytes))
+            assert values is not None  # noqa: S101 - it is known from the beginning where it is not compressed
+            request = _request(values, Access(self._regions, incoming.peer, limits.max_body_bytes))
+            oip.check_wanted(request, model.config.outputs)
+            prepared = prepare(model, request.inputs, limits, request)
+            if isinstance(message, bytes) and not self.heavy:
+                self._templates.learn(message, self.name, self.version, request)
+        if request.priority:
+            prepared.priority = request.urgency
         if request.timeout_us:
-            prepared.deadline_ns = self._received_ns + request.timeout_us * 1000
+            prepared.deadline_ns = incoming.received_ns + request.timeout_us * 1000
         return prepared
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Reply:
-        request: oip.InferRequest = prepared.note
-        parts = _response(model, request, outputs)
+        template = self._template
+        if template is None:
+            parts = _response(model, prepared.note, self.identity, outputs)
+        elif template.raw:
+            parts = template.encode(model, self.identity, outputs)
+        else:
+            parts = _response(model, template.request, self.identity, outputs)
         if self._stream:
             return Reply([wire.begin(2, sum(map(len, parts))), *parts])
         return Reply(parts)
@@ -101,7 +126,7 @@ class Codec:
     def refuse(self, code: int, text: str) -> Reply:
         if not self._stream:
             return Reply(code=status.from_http(code), text=text)
-        identity = {"id": self._values.get("id", "")} if self._values else {}
+        identity = {"id": self.identity.decode()}
         return Reply([wire.encode(m.STREAM_RESPONSE, {"error_message": text, "infer_response": identity})])
 
 
@@ -256,7 +281,9 @@ def _parameters(item: Values, where: str) -> dict[str, Any]:
     return parameters
 
 
-def _response(model: Model, request: oip.InferRequest, outputs: dict[str, Array]) -> list[Buffer]:
+def _response(
+    model: Model, request: oip.InferRequest, identity: bytes, outputs: dict[str, Array]
+) -> list[Buffer]:
     """A ModelInferResponse in pieces: large tensors are sent from where they are."""
     config = model.config
     wanted = request.wanted or tuple(oip.Wanted(spec.name, True) for spec in config.outputs)
@@ -283,7 +310,7 @@ def _response(model: Model, request: oip.InferRequest, outputs: dict[str, Array]
     head = {
         "model_name": model.name,
         "model_version": model.version,
-        "id": request.id or "",
+        "id": identity.decode(),
         "outputs": entries,
     }
     parts: list[Buffer] = [wire.encode(m.INFER_RESPONSE, head)]

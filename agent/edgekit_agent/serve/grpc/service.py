@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgekit.errors import EdgekitError
+from edgekit_agent.logs import Requests
 from edgekit_agent.serve.grpc import status, wire
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
 from edgekit_agent.serve.grpc.status import RpcError
@@ -94,9 +95,15 @@ def refusal(exc: BaseException) -> Reply:
 class Registry:
     """All methods of all services by their path."""
 
-    def __init__(self, services: Iterable[Service], complain: Callable[[str, BaseException], None]) -> None:
-        """`complain`: gets what nobody expected, for the log."""
+    def __init__(
+        self,
+        services: Iterable[Service],
+        complain: Callable[[str, BaseException], None],
+        log: Requests = "none",
+    ) -> None:
+        """`complain`: gets what nobody expected, for the log. `log`: calls that have a line there."""
         self.complain = complain
+        self.log = log
         self._methods = {
             f"/{service.name}/{name}".encode(): method
             for service in services
@@ -115,6 +122,10 @@ class Registry:
         try:
             method.handler(incoming, respond)
         except Exception as exc:
-            if not isinstance(exc, RpcError | EdgekitError):
-                self.complain("a call", exc)
-            respond(refusal(exc))
+            self.failed(exc, respond)
+
+    def failed(self, exc: Exception, respond: Respond) -> None:
+        """A handler has raised."""
+        if not isinstance(exc, RpcError | EdgekitError):
+            self.complain("a call", exc)
+        respond(refusal(exc))

@@ -32,7 +32,7 @@ class Blocks:
         """Whose CONTINUATION must come next; 0 when none."""
         self._guard = points
         self._max_bytes = max_block_bytes
-        self._decoder = hpack.Decoder(max_list_bytes, max_fields)
+        self.decoder = hpack.Decoder(max_list_bytes, max_fields)
         self._parts: list[bytes] = []
         self._bytes = 0
         self._last = False
@@ -73,9 +73,15 @@ class Blocks:
         self.stream, self._parts = 0, []
         return block, self._last
 
+    def known(self, block: bytes) -> head.Head | None:
+        """What a block says that has come before and means the same now."""
+        if self.stream or self._memo_changes != self.decoder.changes:
+            return None
+        return self._memo.get(block)
+
     def request(self, block: bytes, number: int) -> head.Head | None:
         """What a block says; None when it is larger than allowed. Raises H2Error, StreamError."""
-        before = self._decoder.changes
+        before = self.decoder.changes
         if self._memo_changes == before and (known := self._memo.get(block)) is not None:
             return known
         fields = self._decode(block)
@@ -85,7 +91,7 @@ class Blocks:
             request = head.parse(fields)
         except head.Malformed as exc:
             raise StreamError(number, PROTOCOL_ERROR, str(exc)) from None
-        if self._decoder.changes == before and len(block) <= _MEMO_BLOCK:
+        if self.decoder.changes == before and len(block) <= _MEMO_BLOCK:
             if self._memo_changes != before or len(self._memo) >= _MEMO_ENTRIES:
                 self._memo.clear()
                 self._memo_changes = before
@@ -107,4 +113,4 @@ class Blocks:
     def _decode(self, block: bytes) -> list[hpack.Field] | None:
         if len(block) >= guard.HEADER_POINT:
             self._guard.spend(len(block) // guard.HEADER_POINT, "large headers")
-        return self._decoder.decode(block)
+        return self.decoder.decode(block)

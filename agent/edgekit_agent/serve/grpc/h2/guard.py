@@ -32,21 +32,23 @@ SENT_PER_POINT = 4096
 class Guard:
     """`spend` raises H2Error with ENHANCE_YOUR_CALM when the budget is used up."""
 
-    __slots__ = ("_left", "_now")
+    __slots__ = ("_now", "left")
 
     def __init__(self, now: float) -> None:
-        self._left = CAPACITY
+        self.left = CAPACITY
         self._now = now
 
     def tick(self, now: float) -> None:
         """`now` in seconds, never falling."""
-        self._left = min(CAPACITY, self._left + (now - self._now) * REFILL_PER_S)
+        if self.left < CAPACITY:
+            self.left = min(CAPACITY, self.left + (now - self._now) * REFILL_PER_S)
         self._now = now
 
     def spend(self, cost: int, what: str) -> None:
-        self._left -= cost
-        if self._left < 0:
+        self.left -= cost
+        if self.left < 0:
             raise H2Error(ENHANCE_YOUR_CALM, f"too many {what}")
 
     def earn(self, points: int) -> None:
-        self._left = min(CAPACITY, self._left + points)
+        if self.left < CAPACITY:
+            self.left = min(CAPACITY, self.left + points)

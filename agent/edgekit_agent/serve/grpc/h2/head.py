@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from edgekit_agent.serve.grpc.h2.hpack import Field
 
@@ -19,9 +20,9 @@ class Malformed(ValueError):
     """A request that RFC 9113 section 8.1.1 calls so; its stream ends with PROTOCOL_ERROR."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Head:
-    """A request's header. Shared by the requests whose header blocks are equal, so never changed."""
+    """A request's header. Shared by the requests whose header blocks are equal, so it is not changed."""
 
     method: bytes
     path: bytes
@@ -29,6 +30,9 @@ class Head:
     """Lower-case names without pseudo-fields; :authority as host. Of repeated fields the last counts."""
     length: int
     """Content-Length, -1 when there is none."""
+    plan: Any = None
+    """The sink's own: what it has found out about requests with this header. Once it is set, such a request
+    that comes in one piece goes to `Sink.on_whole`."""
 
 
 def parse(fields: list[Field]) -> Head:

@@ -7,28 +7,31 @@ answered, also after `on_reset`: only then its place is free again.
 
 from __future__ import annotations
 
-from edgekit_agent.serve.grpc.h2 import blocks, control, frames, guard, head, hpack
+from edgekit_agent.serve.grpc.h2 import blocks, control, frames, guard, head, hpack, whole
 from edgekit_agent.serve.grpc.h2 import errors as e
 from edgekit_agent.serve.grpc.h2.closed import Closed
 from edgekit_agent.serve.grpc.h2.errors import H2Error, StreamError
-from edgekit_agent.serve.grpc.h2.output import Output
+from edgekit_agent.serve.grpc.h2.output import Around, Output
+from edgekit_agent.serve.grpc.h2.payload import Payload
 from edgekit_agent.serve.grpc.h2.sink import Chunk, Config, Sink
 from edgekit_agent.serve.grpc.h2.stream import Stream
 
-_VIEW_FROM = 8192  # copying fewer octets is cheaper than a view of them
-_TINY = 64  # DATA frames below this cost more to handle than they carry
+_TINY = 64  # smaller DATA frames cost more than they carry
 _GOODBYE = b"goodbye!"
 _431 = hpack.encode([(b":status", b"431")])
 _NO_HEAD = head.Head(b"", b"", {}, -1)
 
 
 class Machine:
-    def __init__(self, sink: Sink, config: Config, now: float) -> None:
+    def __init__(self, sink: Sink, config: Config, now: float, kind: type[Stream] = Stream) -> None:
+        """`kind`: of the streams that `Sink.on_whole` gets."""
+        self.kind = kind
+        self.most_streams = config.max_streams
         self.sink = sink
         self.config = config
         self.now = now
         self.guard = guard.Guard(now)
-        self.output = Output(self.guard, self._answered)
+        self.output = Output(self.guard, self.answered)
         self.streams: dict[int, Stream] = {}
         self.closed = False
         """After GOAWAY for an error: send what is left and hang up."""
@@ -42,10 +45,13 @@ class Machine:
         """That came, at least their head; tells slow from stuck."""
         self.orphans = 0
         """Requests whose stream is closed and whose answer is not made yet."""
-        self._last_stream = 0
-        self._refuse_above = frames.MAX_STREAM
-        self._window = config.connection_window
-        self._blocks = blocks.Blocks(
+        self.last_stream = 0
+        """The highest number that the client has used."""
+        self.refuse_above = frames.MAX_STREAM
+        self.window = config.connection_window
+        """Octets of DATA that the peer may send on all streams together; renewed below `least_window`."""
+        self.least_window = config.connection_window // 2
+        self.blocks = blocks.Blocks(
             self.guard, config.max_block_bytes, config.max_list_bytes, config.max_fields
         )
         self._rest = b""
@@ -53,11 +59,9 @@ class Machine:
         self._greeted = False  # the preface has come
         self._set = False  # ... and the first SETTINGS
         self.gone = Closed()
-        # A DATA frame, or one that is not understood, whose payload is being received:
-        self._in_payload = False
-        self._left = self._pad = 0
-        self._last = False
-        self._into: Stream | None = None
+        self.usual: whole.Usual | None = None
+        """What most requests look like."""
+        self._payload = Payload()
         announced = {
             frames.MAX_CONCURRENT_STREAMS: config.max_streams,
             frames.INITIAL_WINDOW_SIZE: config.window,
@@ -70,27 +74,36 @@ class Machine:
     @property
     def mid_frame(self) -> bool:
         """Whether the peer owes the rest of something that it has begun."""
-        return bool(self._rest) or not self._set or self._in_payload or bool(self._blocks.stream)
+        return bool(self._rest) or not self._set or self._payload.coming or bool(self.blocks.stream)
 
     def is_idle(self, number: int) -> bool:
         """Whether the client has never opened this stream (section 5.1)."""
-        return number > self._last_stream or not number & 1
+        return number > self.last_stream or not number & 1
 
     # --- in
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Take what the peer sent. Never raises: a broken rule becomes RST_STREAM or GOAWAY."""
+    def receive(self, data: bytes, now: float) -> bool:
+        """Take what the peer sent. Never raises: a broken rule becomes RST_STREAM or GOAWAY.
+
+        True: that was one whole request of the usual kind and nothing else.
+        """
         if self.closed:
-            return
+            return False
         self.now = now
         self.guard.tick(now)
+        pos = 0
+        if self.usual is not None and not self._rest and not self._payload.coming:
+            pos = whole.take(self, data, 0, len(data))
+            if pos == len(data):
+                return True
         try:
-            self._parse(self._rest + data if self._rest else data)
+            self._parse(self._rest + data if self._rest else data, pos)
         except H2Error as exc:
             self.fail(exc.code, str(exc))
+        return False
 
-    def _parse(self, data: bytes) -> None:
-        pos, end = 0, len(data)
+    def _parse(self, data: bytes, pos: int) -> None:
+        end = len(data)
         self._rest = b""
         if not self._greeted:
             if data[: len(frames.PREFACE)] != frames.PREFACE[:end]:
@@ -101,7 +114,11 @@ class Machine:
             self._greeted, pos = True, len(frames.PREFACE)
         while pos < end and not self.closed:
             try:
-                after = self._payload(data, pos, end) if self._in_payload else self._frame(data, pos, end)
+                if self._payload.coming:
+                    after = self._pos = self._payload.take(self.sink, data, pos, end)
+                    self._payload_taken()
+                else:
+                    after = whole.take(self, data, pos, end) or self._frame(data, pos, end)
             except StreamError as exc:
                 self._refuse(exc)
                 after = self._pos
@@ -119,7 +136,7 @@ class Machine:
         number &= frames.MAX_STREAM
         if size > self.config.frame_size:
             raise H2Error(e.FRAME_SIZE_ERROR, f"a frame of {size} octets")
-        if self._blocks.stream and (kind != frames.CONTINUATION or number != self._blocks.stream):
+        if self.blocks.stream and (kind != frames.CONTINUATION or number != self.blocks.stream):
             raise H2Error(e.PROTOCOL_ERROR, "a header block is interrupted")
         if not self._set and (kind != frames.SETTINGS or flags & frames.ACK):
             raise H2Error(e.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -128,7 +145,8 @@ class Machine:
         start = pos + frames.HEAD_BYTES
         if kind > frames.CONTINUATION:  # section 5.5: what is not understood is ignored
             self.guard.spend(guard.OTHER, "frames of unknown types")
-            self._begin_payload(size, 0, last=False)
+            self.frames += 1
+            self._payload.begin(size, 0, last=False)
             return start
         if size > self.config.max_block_bytes:
             raise H2Error(e.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {size} octets")
@@ -138,13 +156,14 @@ class Machine:
         self.frames += 1
         payload = data[start : start + size]
         if kind == frames.HEADERS:
+            self.usual = None
             if not number & 1:
                 raise H2Error(e.PROTOCOL_ERROR, "HEADERS on a stream that is not the client's")
-            block = self._blocks.headers(flags, number, payload)
+            block = self.blocks.headers(flags, number, payload)
             if block is not None:
                 self._block(block, number, last=bool(flags & frames.END_STREAM))
         elif kind == frames.CONTINUATION:
-            done = self._blocks.continuation(flags, payload)
+            done = self.blocks.continuation(flags, payload)
             if done is not None:
                 self._block(done[0], number, last=done[1])
         else:
@@ -157,26 +176,26 @@ class Machine:
         stream = self.streams.get(number)
         if stream is not None:
             if stream.remote_done:
-                self._blocks.skip(block)
+                self.blocks.skip(block)
                 raise StreamError(number, e.STREAM_CLOSED, "HEADERS after END_STREAM")
-            self._blocks.trailers(block, number)
+            self.blocks.trailers(block, number)
             if not last:
                 raise StreamError(number, e.PROTOCOL_ERROR, "trailers without END_STREAM")
             self._remote_end(stream)
-        elif number <= self._last_stream:
-            self._blocks.skip(block)
+        elif number <= self.last_stream:
+            self.blocks.skip(block)
             self._late(number, "HEADERS", last=last)
-        elif number > self._refuse_above:
-            self._blocks.skip(block)
+        elif number > self.refuse_above:
+            self.blocks.skip(block)
         elif len(self.streams) + self.orphans >= self.config.max_streams:
-            self._last_stream = number
-            self._blocks.skip(block)
+            self.last_stream = number
+            self.blocks.skip(block)
             self.guard.spend(guard.REFUSED, "requests at once")
             self.gone.add(number)
             self.output.put(frames.rst_stream(number, e.REFUSED_STREAM))
         else:
-            self._last_stream = number
-            self._request(self._blocks.request(block, number), number, last=last)
+            self.last_stream = number
+            self._request(self.blocks.request(block, number), number, last=last)
 
     def _request(self, request: head.Head | None, number: int, *, last: bool) -> None:
         windows = self.output.initial_window, self.config.window
@@ -207,7 +226,8 @@ class Machine:
         last = bool(flags & frames.END_STREAM)
         body = size - pad - padded
         self._pos = start
-        self._begin_payload(body, pad, last=last)
+        self.frames += 1
+        self._payload.begin(body, pad, last=last)
         self._count(size)
         if not number:
             raise H2Error(e.PROTOCOL_ERROR, "DATA on stream 0")
@@ -226,40 +246,17 @@ class Machine:
             raise StreamError(number, e.PROTOCOL_ERROR, "more DATA than content-length")
         if padded and not last:
             self.grant(stream, pad + 1)
-        self._into = stream
+        self._payload.into = stream
         stream.coming = body
-        if not self._in_payload:
-            self._end_payload()
+        if not body + pad:
+            self._payload_taken()
         return start
 
-    def _begin_payload(self, size: int, pad: int, *, last: bool) -> None:
-        """The next `size` octets and `pad` more are thrown away, unless `_into` becomes a stream."""
-        self.frames += 1
-        self._in_payload = bool(size or pad)
-        self._left, self._pad, self._last, self._into = size, pad, last, None
-
-    def _payload(self, data: bytes, pos: int, end: int) -> int:
-        """Hand on what has come of a payload."""
-        taken = min(self._left, end - pos)
-        self._left -= taken
-        into = self._into
-        if taken and into is not None and not into.closed:
-            into.received += taken
-            into.coming -= taken
-            whole: Chunk = memoryview(data) if taken >= _VIEW_FROM else data
-            self.sink.on_data(into, whole[pos : pos + taken])
-        pos += taken
-        skipped = min(self._pad, end - pos)
-        self._pad -= skipped
-        self._pos = pos + skipped
-        if not self._left and not self._pad:
-            self._end_payload()
-        return self._pos
-
-    def _end_payload(self) -> None:
-        self._in_payload = False
-        into, self._into = self._into, None
-        if self._last and into is not None and not into.closed:
+    def _payload_taken(self) -> None:
+        if self._payload.coming:
+            return
+        into, self._payload.into = self._payload.into, None
+        if self._payload.last and into is not None and not into.closed:
             self._remote_end(into)
 
     def _remote_end(self, stream: Stream) -> None:
@@ -270,16 +267,16 @@ class Machine:
 
     def _count(self, size: int) -> None:
         """The connection's own window: wide, and renewed when half of it is used (section 6.9.1)."""
-        self._window -= size
-        if self._window < 0:
+        self.window -= size
+        if self.window < 0:
             raise H2Error(e.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
-        if self._window < self.config.connection_window // 2:
-            self.output.put(frames.window_update(0, self.config.connection_window - self._window))
-            self._window = self.config.connection_window
+        if self.window < self.least_window:
+            self.output.put(frames.window_update(0, self.config.connection_window - self.window))
+            self.window = self.config.connection_window
 
     def _late(self, number: int, what: str, *, last: bool) -> None:
         """A frame for a stream that is not open: forgiven when we closed it (section 5.1)."""
-        if number > self._refuse_above:
+        if number > self.refuse_above:
             return
         if self.is_idle(number):
             raise H2Error(e.PROTOCOL_ERROR, f"{what} on a stream that is idle")
@@ -303,6 +300,16 @@ class Machine:
         """A part of the answer's body; held back as flow control wants."""
         if not stream.closed:
             self.output.data(stream, body, self.now)
+
+    def answer(self, stream: Stream, around: Around, parts: list[Chunk], size: int) -> bool:
+        """`headers`, `data` for each of `parts` (`size` octets together) and `end` in one.
+
+        False: nothing was done, because it cannot be sent at once.
+        """
+        if stream.closed or not self.output.whole(stream, around, parts, size):
+            return False
+        self.answered(stream)
+        return True
 
     def end(self, stream: Stream, trailers: bytes = b"") -> None:
         """The answer is complete; `trailers` is a header block."""
@@ -342,9 +349,9 @@ class Machine:
 
     def pinged(self, payload: bytes) -> None:
         """An answer to our PING: after that of `leave`, nothing is on its way any more."""
-        if payload == _GOODBYE and self._refuse_above == frames.MAX_STREAM:
-            self._refuse_above, self.left = self._last_stream, True
-            self.output.put(frames.goaway(self._last_stream, e.NO_ERROR))
+        if payload == _GOODBYE and self.refuse_above == frames.MAX_STREAM:
+            self.refuse_above, self.left, self.usual = self.last_stream, True, None
+            self.output.put(frames.goaway(self.last_stream, e.NO_ERROR))
 
     def fail(self, code: int, text: str) -> None:
         """GOAWAY, and the end of every stream."""
@@ -352,7 +359,7 @@ class Machine:
             return
         self.closed, self.error = True, text
         self._rest = b""
-        self.output.put(frames.goaway(self._last_stream, code, text))
+        self.output.put(frames.goaway(self.last_stream, code, text))
         for stream in list(self.streams.values()):
             self.lose(stream)
 
@@ -361,13 +368,17 @@ class Machine:
         self._close(stream)
         self.sink.on_reset(stream)
 
-    def _answered(self, stream: Stream) -> None:
+    def answered(self, stream: Stream) -> None:
         """Our END_STREAM is out. A client that does not end its side is told to stop (section 8.1)."""
-        self.guard.earn(guard.ANSWER)
+        if self.guard.left < guard.CAPACITY:
+            self.guard.earn(guard.ANSWER)
         stream.busy = False
         if not stream.remote_done:
             self.gone.linger(stream.id, self.now)
-        self._close(stream)
+        self.streams.pop(stream.id, None)
+        stream.closed = True
+        if stream.pending:
+            self.output.forget(stream)
 
     def _refuse(self, exc: StreamError) -> None:
         self.guard.spend(guard.FAULT, f"faults, the last one: {exc}")

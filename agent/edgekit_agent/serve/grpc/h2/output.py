@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from edgekit_agent.serve.grpc.h2 import frames, guard
 from edgekit_agent.serve.grpc.h2.errors import FLOW_CONTROL_ERROR, PROTOCOL_ERROR, H2Error, StreamError
 from edgekit_agent.serve.grpc.h2.hpack import NO_TABLE
+from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.h2.stream import Stream
 
 HIGH_WATER = 256 * 1024
 """Octets of frames made ahead of what the transport takes."""
+_KEPT = 256
+_NUMBER = 5  # where a stream's number is in a frame's head
+
+
+class Around:
+    """The header blocks around a body, which ends with `trailers`, as frames but for the stream's number."""
+
+    __slots__ = ("_leads", "block", "first", "last", "octets", "trailers")
+
+    def __init__(self, block: bytes, trailers: bytes) -> None:
+        """Both are shorter than the smallest frame size that a peer can ask for."""
+        self.block, self.trailers = block, trailers
+        self.first = frames.head(frames.HEADERS, frames.END_HEADERS, 0, len(block))[:_NUMBER]
+        flags = frames.END_HEADERS | frames.END_STREAM
+        self.last = frames.head(frames.HEADERS, flags, 0, len(trailers))[:_NUMBER]
+        self._leads: dict[int, bytes] = {}
+        self.octets = len(block) + len(trailers) + 3 * frames.HEAD_BYTES
+
+    def lead(self, size: int) -> bytes:
+        """The header's block, and the beginning of a DATA frame of `size` octets."""
+        found = self._leads.get(size)
+        if found is None:
+            found = self.block + frames.head(frames.DATA, 0, 0, size)[:_NUMBER]
+            if len(self._leads) < _KEPT:
+                self._leads[size] = found
+        return found
 
 
 class Output:
@@ -29,8 +57,9 @@ class Output:
         """Of all streams."""
         self._guard = points
         self._ended = ended
-        self._out: list[bytes | memoryview] = []
-        self._queued = 0
+        self._out: list[Chunk] = []
+        self.queued = 0
+        """Octets of them."""
         self._first_block = True
 
     @property
@@ -43,13 +72,13 @@ class Output:
         if not out:
             return b""
         self._out = []
-        self._queued = 0
+        self.queued = 0
         return b"".join(out)
 
     def put(self, data: bytes) -> None:
         """Whole frames that are under no flow control."""
         self._out.append(data)
-        self._queued += len(data)
+        self.queued += len(data)
 
     def headers(self, stream: Stream, block: bytes, *, end: bool) -> None:
         """A header block; longer ones are cut into CONTINUATION frames."""
@@ -73,7 +102,7 @@ class Output:
             self.put(frames.frame(kind, flag | last, stream.id, part))
             kind, flag = frames.CONTINUATION, 0
 
-    def data(self, stream: Stream, body: bytes | memoryview, now: float) -> None:
+    def data(self, stream: Stream, body: Chunk, now: float) -> None:
         """Send, or hold what the windows do not allow."""
         size = len(body)
         if not size:
@@ -82,10 +111,31 @@ class Output:
             self._data(stream, body, 0)
             return
         self.pending_bytes += size
+        if stream.pending is None:
+            stream.pending = deque()
         stream.pending.append(memoryview(body))
         stream.moved = now
         self.waiting[stream.id] = stream
         self.pump(now)
+
+    def whole(self, stream: Stream, around: Around, parts: list[Chunk], size: int) -> bool:
+        """A whole answer with a body of `size` octets, if it can be sent at once; else False.
+
+        Does not call `ended`.
+        """
+        if self._first_block or self.waiting or not 0 < size <= self.frame_size:
+            return False
+        if size > self.window or size > stream.send_window:
+            return False
+        self.window -= size
+        if size >= guard.SENT_PER_POINT:
+            self._guard.earn(size // guard.SENT_PER_POINT)
+        number = stream.id.to_bytes(4, "big")
+        lead = around.lead(size)
+        self._out += (around.first, number, lead, number, *parts, around.last, number, around.trailers)
+        self.queued += size + around.octets
+        stream.local_done = True
+        return True
 
     def end(self, stream: Stream, trailers: bytes) -> None:
         """END_STREAM with `trailers`, or with an empty DATA frame when they are empty."""
@@ -98,19 +148,19 @@ class Output:
     def pump(self, now: float) -> None:
         """Send what has waited, as far as windows and high water allow."""
         moved = True
-        while moved and self.waiting and self._queued < HIGH_WATER and self.window > 0:
+        while moved and self.waiting and self.queued < HIGH_WATER and self.window > 0:
             moved = False
             for stream in list(self.waiting.values()):
                 if self._turn(stream):
                     moved, stream.moved = True, now
-                if self._queued >= HIGH_WATER:
+                if self.queued >= HIGH_WATER:
                     break
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream that was reset still had to send."""
-        if self.waiting.pop(stream.id, None) is not None:
+        if self.waiting.pop(stream.id, None) is not None and stream.pending is not None:
             self.pending_bytes -= sum(map(len, stream.pending))
-        stream.pending.clear()
+            stream.pending.clear()
 
     def change_initial_window(self, size: int, streams: list[Stream]) -> None:
         """SETTINGS_INITIAL_WINDOW_SIZE moves the windows of all streams (section 6.9.2). Raises H2Error."""
@@ -137,17 +187,19 @@ class Output:
 
     def _turn(self, stream: Stream) -> bool:
         """One DATA frame of a waiting stream; False when its window is closed."""
-        view = stream.pending[0]
+        pending = stream.pending
+        assert pending  # noqa: S101 - it would not wait
+        view = pending[0]
         size = min(len(view), self.frame_size, stream.send_window, self.window)
         if size <= 0:
             return False
         if size < len(view):
-            stream.pending[0] = view[size:]
+            pending[0] = view[size:]
         else:
-            stream.pending.popleft()
+            pending.popleft()
         self.pending_bytes -= size
         del self.waiting[stream.id]
-        if stream.pending:
+        if pending:
             self.waiting[stream.id] = stream  # to the end of the queue
             self._data(stream, view[:size], 0)
             return True
@@ -159,14 +211,14 @@ class Output:
             self.headers(stream, stream.trailers, end=True)
         return True
 
-    def _data(self, stream: Stream, body: bytes | memoryview, flags: int) -> None:
+    def _data(self, stream: Stream, body: Chunk, flags: int) -> None:
         size = len(body)
         stream.send_window -= size
         self.window -= size
         self._guard.earn(size // guard.SENT_PER_POINT)
         self._out.append(frames.head(frames.DATA, flags, stream.id, size))
         self._out.append(body)
-        self._queued += size + frames.HEAD_BYTES
+        self.queued += size + frames.HEAD_BYTES
 
     def _end(self, stream: Stream, trailers: bytes) -> None:
         if trailers:

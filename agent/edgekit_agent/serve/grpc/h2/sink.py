@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edgekit_agent.serve.grpc.h2.stream import Stream
 
-Chunk = bytes | memoryview
+Chunk = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Sink(Protocol):
 
     def on_end(self, stream: Stream) -> None:
         """Nothing more comes; trailers, if there were any, were well-formed."""
+        ...
+
+    def on_whole(self, stream: Stream, data: bytes, start: int, end: int) -> None:
+        """Instead of these three, for a header with a `plan`: the whole body is data[start:end]."""
         ...
 
     def on_reset(self, stream: Stream) -> None:

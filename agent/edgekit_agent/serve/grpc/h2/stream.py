@@ -9,9 +9,12 @@ from typing import Any
 from edgekit_agent.serve.grpc.h2.head import Head
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Stream:
-    """States of RFC 9113 section 5.1: `remote_done` and `local_done` are its two half-closed states."""
+    """States of RFC 9113 section 5.1: `remote_done` and `local_done` are its two half-closed states.
+
+    What most streams never change is the class's, and costs a new one nothing.
+    """
 
     id: int
     head: Head
@@ -23,19 +26,19 @@ class Stream:
     """Octets that we have allowed the peer to send."""
     received: int = 0
     """Octets of the body so far, without padding."""
-    coming: int = 0
-    """Octets of the DATA frame at hand that are counted in the window and have not come yet."""
     remote_done: bool = False
-    local_done: bool = False
+    local_done: bool = field(default=False, init=False)
     """Our END_STREAM is sent, or waits in `trailers`, or the stream was reset."""
-    closed: bool = False
-    busy: bool = False
+    closed: bool = field(default=False, init=False)
+    busy: bool = field(default=False, init=False)
     """Set by the sink while work is done that a reset does not stop; counts against the limit of streams."""
-    pending: deque[memoryview] = field(default_factory=deque)
+    coming: int = field(default=0, init=False)
+    """Octets of the DATA frame at hand that are counted in the window and have not come yet."""
+    pending: deque[memoryview] | None = field(default=None, init=False)
     """What flow control has not let out."""
-    trailers: bytes | None = None
+    trailers: bytes | None = field(default=None, init=False)
     """Header block that follows `pending`; empty: the last DATA frame ends the stream."""
-    moved: float = 0.0
+    moved: float = field(default=0.0, init=False)
     """When `pending` last became shorter."""
-    app: Any = None
+    app: Any = field(default=None, init=False)
     """The sink's own."""

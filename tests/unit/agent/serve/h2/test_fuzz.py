@@ -43,13 +43,13 @@ def limits(peer: Peer) -> None:
     machine, config = peer.machine, peer.machine.config
     assert len(machine.streams) + machine.orphans <= config.max_streams
     assert len(machine._rest) <= config.max_block_bytes + 9
-    assert machine._blocks._bytes <= config.max_block_bytes or machine.closed
-    assert machine._blocks._decoder.table_size <= hpack.TABLE_SIZE
-    assert len(machine._blocks._memo) <= 64 and len(machine.gone) <= 512
+    assert machine.blocks._bytes <= config.max_block_bytes or machine.closed
+    assert machine.blocks.decoder.table_size <= hpack.TABLE_SIZE
+    assert len(machine.blocks._memo) <= 64 and len(machine.gone) <= 512
     assert all(stream.receive_window >= 0 for stream in machine.streams.values())
     assert machine.output.window >= 0
     assert machine.output.pending_bytes == sum(
-        len(view) for stream in machine.streams.values() for view in stream.pending
+        len(view) for stream in machine.streams.values() for view in stream.pending or ()
     )
     if machine.closed:
         assert machine.error and not machine.streams

@@ -16,7 +16,12 @@ from edgekit_agent.serve.grpc.h2.errors import COMPRESSION_ERROR, H2Error
 
 HUFFMAN = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 NAMES = st.sampled_from([b"te", b":path", b"accept", b"x-one", b"x-two", b"content-type", b"a" * 200])
-FIELDS = st.lists(st.tuples(NAMES, st.binary(max_size=60) | st.just(b"v" * 3000)), max_size=12)
+LARGE = b"a value that is large"  # stands for one: hypothesis cannot print a failure of hundreds of kilobytes
+FIELDS = st.lists(st.tuples(NAMES, st.binary(max_size=60) | st.just(LARGE)), max_size=12)
+
+
+def large(fields: list[hpack.Field]) -> list[hpack.Field]:
+    return [(name, b"v" * 3000 if value == LARGE else value) for name, value in fields]
 
 
 def decoder(max_list: int = 65536, fields: int = 1000) -> hpack.Decoder:
@@ -70,7 +75,8 @@ def test_huffman_judges_as_another_decoder(data: bytes) -> None:
 def test_blocks_of_another_encoder(blocks: list[tuple[list[hpack.Field], bool, int | None]]) -> None:
     """One connection: the dynamic table grows, shrinks, overflows, and both sides agree all the time."""
     encoder, coding = other.Encoder(), decoder()
-    for fields, packed, size in blocks:
+    for few, packed, size in blocks:
+        fields = large(few)
         if size is not None:
             encoder.header_table_size = size
         assert coding.decode(encoder.encode(fields, huffman=packed)) == fields
@@ -94,7 +100,8 @@ def test_anything_is_decoded_or_refused(blocks: list[bytes]) -> None:
 
 @given(FIELDS)
 @settings(deadline=None)
-def test_what_we_encode_another_decodes(fields: list[hpack.Field]) -> None:
+def test_what_we_encode_another_decodes(few: list[hpack.Field]) -> None:
+    fields = large(few)
     judge = other.Decoder(max_header_list_size=1 << 20)
     judge.header_table_size = 0
     judge.max_allowed_table_size = 0
