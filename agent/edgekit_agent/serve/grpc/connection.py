@@ -280,14 +280,23 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         output = machine.output
-        while output.queued and self._blocked is None:
-            transport.write(output.take())
-            if output.waiting:
-                machine.resume(self._server.now())
+        self._write(transport)
+        if output.waiting and self._ended and self._blocked is None:
+            for stream in list(output.waiting.values()):  # no WINDOW_UPDATE will come
+                machine.reset(stream, errors.CANCEL)
+            self._write(transport)
         if machine.closed and output.empty and not self._hung_up:
             self._hang_up(transport)
         elif (machine.peer_leaves or self._ended) and self.idle:
             transport.close()
+
+    def _write(self, transport: asyncio.Transport) -> None:
+        """What the client's windows and the transport take."""
+        machine = self._machine
+        while machine.output.queued and self._blocked is None:
+            transport.write(machine.output.take())
+            if machine.output.waiting:
+                machine.resume(self._server.now())
 
     def _hang_up(self, transport: asyncio.Transport) -> None:
         """After GOAWAY. A client that still sends is heard out for a moment, or it would not read why."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -414,6 +415,23 @@ def test_windows_that_stay_closed_lose_their_stream() -> None:
         await alive(wire, 3)
 
     run(test)
+
+
+def test_windows_that_can_never_open_lose_their_stream_at_once() -> None:
+    """A client that has closed its side sends no WINDOW_UPDATE any more."""
+
+    async def test(wire: Wire, server: Server, core: Core) -> None:
+        await wire.until(lambda f: f.kind == frames.SETTINGS)
+        wire.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+        wire.call(1, "ModelInfer", request())
+        wire.call(3, "ServerLive", b"")
+        wire.writer.write_eof()
+        for number in (1, 3):
+            item = await wire.until(lambda f, of=number: f.kind == frames.RST_STREAM and f.stream == of)  # type: ignore[misc]
+            assert item.payload == struct.pack(">I", e.CANCEL)
+        assert await asyncio.wait_for(wire.closed(), 5)
+
+    run(test, dataclasses.replace(LIMITS, write_timeout_s=30))
 
 
 def test_slow_requests_are_given_up() -> None:
