@@ -17,6 +17,7 @@ from edgekit_agent.serve.protocols import ALL, chosen
 from edgekit_agent.serve.safety import Safety
 
 DEFAULT_PORT = 8000
+MAX_PORTS = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class ServeSection:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     """0: any free port; it is reported as the endpoint."""
+    ports: tuple[int, ...] = ()
+    """More TCP ports of `host`, for clients that expect a server of another kind where it usually is; every
+    port speaks every protocol. One that is taken is left out, and the log says so."""
     unix: str = ""
     """Path of a Unix socket; empty: none."""
     protocols: tuple[str, ...] = (ALL,)
@@ -178,6 +182,11 @@ def _problems(config: AgentConfig) -> list[str]:
     serve, telemetry = config.serve, config.telemetry
     checks = [
         (0 <= serve.port <= 65535, f"serve.port {serve.port} is not a port"),
+        *((0 < port <= 65535, f"serve.ports: {port} is not a port") for port in serve.ports),
+        (
+            len({serve.port, *serve.ports}) == 1 + len(serve.ports) <= MAX_PORTS,
+            f"serve.ports must be up to {MAX_PORTS - 1} ports that differ, from serve.port as well",
+        ),
         (serve.restart_limit >= 1, "serve.restart_limit must be at least 1"),
         (serve.hang_s > 0, "serve.hang_s must be positive"),
         (bool(serve.tls_cert) == bool(serve.tls_key), "serve.tls_cert and serve.tls_key go together"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import stat
@@ -16,6 +17,8 @@ from edgekit.errors import ConfigError, InputError, SystemFault
 from edgekit_agent import tokens
 from edgekit_agent.config import ServeSection
 
+_log = logging.getLogger(__name__)
+
 BACKLOG = 512
 MAX_UNIX_PATH = 107
 
@@ -24,7 +27,7 @@ MAX_UNIX_PATH = 107
 class Listeners:
     sockets: tuple[socket.socket, ...]
     endpoint: str
-    """For people: http://HOST:PORT, and the Unix socket's path."""
+    """For people: http://HOST:PORT of each port, and the Unix socket's path."""
     unix: Path | None
     ours: bool = True
     """Nobody else listens on them, as systemd does on those that it hands out."""
@@ -38,7 +41,7 @@ class Listeners:
 
 
 def bind(serve: ServeSection, given: Sequence[socket.socket] = ()) -> Listeners:
-    """Bind TCP and, when named, the Unix socket; or take the listening sockets that are `given`.
+    """Bind TCP ports and, when named, the Unix socket; or take the listening sockets that are `given`.
 
     Raises SystemFault (busy or not allowed) and ConfigError: off loopback without TLS or without knowing who
     asks, unless the configuration says that this is meant; files for TLS or tokens that cannot be used.
@@ -49,17 +52,19 @@ def bind(serve: ServeSection, given: Sequence[socket.socket] = ()) -> Listeners:
             if sock.family != socket.AF_UNIX:
                 check_exposure(serve, *sock.getsockname()[:2])
         return Listeners(tuple(given), " ".join(_address(sock, serve) for sock in given), None, ours=False)
-    tcp = _tcp(serve)
-    endpoint = _address(tcp, serve)
-    if not serve.unix:
-        return Listeners((tcp,), endpoint, None)
-    path = Path(serve.unix)
+    tcp = [_tcp(serve, serve.port)]
     try:
+        tcp += _more(serve)
+        endpoint = " ".join(_address(sock, serve) for sock in tcp)
+        if not serve.unix:
+            return Listeners(tuple(tcp), endpoint, None)
+        path = Path(serve.unix)
         local = _unix(path)
     except BaseException:
-        tcp.close()
+        for sock in tcp:
+            sock.close()
         raise
-    return Listeners((tcp, local), f"{endpoint} unix:{path}", path)
+    return Listeners((*tcp, local), f"{endpoint} unix:{path}", path)
 
 
 def _address(sock: socket.socket, serve: ServeSection) -> str:
@@ -100,8 +105,19 @@ def check_exposure(serve: ServeSection, host: str, port: int) -> None:
         )
 
 
-def _tcp(serve: ServeSection) -> socket.socket:
-    host, port = serve.host, serve.port
+def _more(serve: ServeSection) -> list[socket.socket]:
+    """The other ports, as far as they are free: what asks there is not worth going without the first one."""
+    found = []
+    for port in serve.ports:
+        try:
+            found.append(_tcp(serve, port))
+        except SystemFault as exc:
+            _log.warning("%s; serving without this port", exc)
+    return found
+
+
+def _tcp(serve: ServeSection, port: int) -> socket.socket:
+    host = serve.host
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror:

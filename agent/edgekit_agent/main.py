@@ -137,6 +137,10 @@ def _emulated_option(command: argparse.ArgumentParser) -> None:
 def _listen_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     command.add_argument("--port", type=int, default=config.DEFAULT_PORT, help="TCP port; 0: any free one")
+    command.add_argument(
+        "--also-port", type=int, action="append", default=[], metavar="PORT",
+        help="another TCP port, e.g. 8001 (Triton's gRPC) or 8500 (TensorFlow Serving's); may be repeated",
+    )  # fmt: skip
     command.add_argument("--unix", type=Path, metavar="PATH", help="listen on this Unix socket too")
     guard = command.add_argument_group(
         "off loopback", "who may ask over the network, and that nobody listens in"
@@ -158,11 +162,18 @@ def _listen_options(command: argparse.ArgumentParser) -> None:
 def _serve_section(args: argparse.Namespace) -> ServeSection:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: not a port", "0 to 65535")
+    others = tuple(dict.fromkeys(args.also_port))
+    if not all(0 < port <= 65535 and port != args.port for port in others) or len(others) >= config.MAX_PORTS:
+        raise InputError(
+            f"--also-port {' '.join(map(str, others))}: not {config.MAX_PORTS - 1} other ports or fewer",
+            "1 to 65535, not the one of --port",
+        )
     if bool(args.tls_cert) != bool(args.tls_key) or (args.client_ca and not args.tls_cert):
         raise InputError("TLS needs --tls-cert and --tls-key", "--client-ca needs both, too")
     return ServeSection(
         host=args.host,
         port=args.port,
+        ports=others,
         unix=_absolute(args.unix),
         tls_cert=_absolute(args.tls_cert),
         tls_key=_absolute(args.tls_key),

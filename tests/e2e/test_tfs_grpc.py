@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +15,7 @@ import pytest
 from edgekit.runtimes import Array
 from edgekit_agent.serve.grpc import tfs_messages as m
 from tests.support.serving import Stand, keyword_spotter, linear, stand
+from tests.support.started import started
 from tests.support.tfs import use_official_stubs
 from tests.unit.agent.serve.grpc.test_wire import compare
 from tests.unit.runtimes import kws
@@ -291,3 +295,28 @@ def test_tables_are_the_official_ones() -> None:
     names = {"FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING", "FP16": "HALF"}
     for name, number in m.DATA_TYPES.items():
         assert types_pb2.DataType.Name(number) == f"DT_{names.get(name, name)}"
+
+
+def test_the_classic_snippet_on_the_usual_port(tmp_path: Path) -> None:
+    """An agent that listens where TensorFlow Serving would, and says that a port was taken."""
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        usual, other = free.getsockname()[1], taken.getsockname()[1]
+        free.close()
+        options = "--also-port", str(usual), "--also-port", str(other)
+        with started(tmp_path, linear(2.0), *options) as agent:
+            assert agent.port != usual
+            with grpc.insecure_channel(f"localhost:{usual}") as channel:
+                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+                asked = request()
+                put(asked.inputs["x"], np.ones((1, 4), np.float32), 1)
+                answer = stub.Predict(asked, 10.0)
+            assert list(answer.outputs["y"].float_val) == [2.0] * 4
+            with urllib.request.urlopen(f"http://127.0.0.1:{usual}/v1/models/kws", timeout=10) as page:
+                assert b"AVAILABLE" in page.read()
+            lines = [line for line in agent.log.read_text().splitlines() if str(other) in line]
+            assert len(lines) == 1 and "without this port" in lines[0]

@@ -61,8 +61,8 @@ def write_bundle(folder: Path, found: Candidate, keys: Keys) -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, found: Candidate) -> Iterator[Started]:
-    """An agent that serves `found`; ended at the end, where its exit status must be 0."""
+def started(folder: Path, found: Candidate, *more: str) -> Iterator[Started]:
+    """An agent that serves `found`; ended at the end, where its exit status must be 0. `more`: options."""
     keys = Keys()
     path = write_bundle(folder, found, keys)
     keys.recipient.save(folder / "recipient.pem")
@@ -70,7 +70,7 @@ def started(folder: Path, found: Candidate) -> Iterator[Started]:
     unix, log = folder / "agent.sock", folder / "log"
     words: list[str | Path] = [AGENT, "serve", path, "--key", folder / "recipient.pem"]
     words += ["--trust", folder / "builder.pub", "--profile", "generic-cpu", "--emulated"]
-    words += ["--port", "0", "--unix", unix]
+    words += ["--port", "0", "--unix", unix, *more]
     with log.open("wb") as file:
         child = subprocess.Popen(
             [str(word) for word in words], stdout=subprocess.PIPE, stderr=file, text=True

@@ -16,7 +16,7 @@ DEVICE = '[device]\nid = "d"\nprofile = "generic-cpu"\n'
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     made = config.AgentConfig(
         config.DeviceSection('d"\\\x7f é', "generic-cpu", emulated=True),
-        serve=config.ServeSection(unix="s.sock", protocols=("oip",)),
+        serve=config.ServeSection(unix="s.sock", ports=(8001, 8500), protocols=("oip",)),
         fleet=config.FleetSection("h", 1, "https://h:2", builder_keys=("a.pub", "b.pub")),
     )
     (tmp_path / "agent.toml").write_text(config.to_toml(made), encoding="utf-8")
@@ -35,6 +35,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("[device]\nid = 1\nprofile = 'p'\n", "device.id should be str"),
         (DEVICE + "[serve]\nport = 70000\n", "serve.port 70000 is not a port"),
+        (DEVICE + "[serve]\nports = [8500, 0]\n", "serve.ports: 0 is not a port"),
+        (DEVICE + "[serve]\nports = [8500, 8000]\n", "ports that differ"),
         (DEVICE + "[serve]\nprot = 1\n", "prot"),
         (DEVICE + "[serve]\nprotocols = ['oip', 'soap']\n", "unknown protocol 'soap'"),
         (DEVICE + "[serve]\nprotocols = []\n", "serve.protocols is empty"),

@@ -23,6 +23,30 @@ def test_busy_port() -> None:
     assert caught.value.hint
 
 
+def test_more_ports_as_far_as_they_are_free(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        ports = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        made = bind(ServeSection(port=0, ports=ports))
+        try:
+            assert [sock.getsockname()[1] for sock in made.sockets][1:] == [ports[1]]
+            assert made.endpoint.split()[1:] == [f"http://127.0.0.1:{ports[1]}"]
+            with socket.create_connection(("127.0.0.1", ports[1]), timeout=5):
+                pass
+        finally:
+            made.close()
+    (record,) = caplog.records
+    assert f"127.0.0.1:{ports[0]}" in record.message and "without this port" in record.message
+
+
+def test_more_ports_are_guarded_as_the_first() -> None:
+    with pytest.raises(ConfigError, match="without TLS"):
+        bind(ServeSection(host="0.0.0.0", port=0, ports=(8500,)))
+
+
 def test_unix_socket_after_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:

@@ -49,6 +49,7 @@ def test_bad_input(
     assert "sealed to" in refused(capsys, *serve, *trust, "--key", tmp_path / "other.pem")
     assert "unknown profile" in refused(capsys, *serve, *trust, *key, "--profile", "jetsom")
     assert "not a port" in refused(capsys, "serve", bundle, *trust, *key, "--port", 99999)
+    assert "--also-port 70000" in refused(capsys, *serve, *trust, *key, "--also-port", 70000)
     assert "no agent.db" in refused(capsys, "status", "--state", tmp_path)
     assert "not an enrolment token" in refused(capsys, "enroll", "--token", "x", "--state", tmp_path / "s")
     with socket.socket() as other:
