@@ -9,6 +9,7 @@ row's figures are from one certificate: candidate and original ran in turn on th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from typing import Any
 
 from benchmarks.zoo import board
 from edgekit import files, host
+from edgekit.profile import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "compress"
@@ -31,6 +33,9 @@ NEEDED = {
     "cifar10-resnet20": ("resnet20.pt2", "resnet20.onnx", "resnet20-12fca82f.th", "resnet56-4bfd9763.th"),
 }
 RECIPES = {"prune": "pruned (30 % of inner channels), distilled", "student": "student ResNet-16, distilled"}
+GIVEN_AWAY = {"student": 0.95}
+"""The share of the original's accuracy that a build asks for, where the profile's 0.99 is more than the
+recipe is about: a smaller network, chosen for speed, with its loss stated."""
 
 
 def place(data: Path, folder: Path) -> None:
@@ -62,8 +67,9 @@ def run(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def compressed(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe's log; remembered in the folder, since it takes minutes."""
-    known = folder / f"{name}.json"
+    """The recipe's log; remembered in the folder for this very recipe, since it takes minutes."""
+    recipe = hashlib.sha256((folder / f"{name}.toml").read_bytes()).hexdigest()
+    known = folder / f"{name}-{recipe[:12]}.json"
     if not known.exists():
         sys.stderr.write(f"compress {name}\n")
         files.write_bytes(
@@ -83,13 +89,16 @@ def built(folder: Path, model: str, precision: str) -> dict[str, Any]:
     words += ["--engine", "onnxruntime", "--precision", precision, "--effort", "quick", "--image", "imagenet"]
     words += ["--calibration", "data/train_5000.tar[0:300]", "--evaluate", "data/test_2000.tar"]
     words += ["-o", "out.edgekit", "--no-gate", "--no-robustness"]
+    if ratio := GIVEN_AWAY.get(model.removesuffix(".onnx")):
+        words += ["--accuracy-ratio", str(ratio)]
     return run(folder, *words)
 
 
 def row(
-    title: str, answer: dict[str, Any], log: dict[str, Any] | None, parameters: int, whole: int
+    title: str, answer: dict[str, Any], log: dict[str, Any] | None, ratio: float, parameters: int, whole: int
 ) -> list[str]:
-    """One line of the table. `parameters`, `whole`: of the original, and bytes of its fp32 file."""
+    """One line of the table. `ratio`: the share of accuracy asked for. `parameters`, `whole`: of the
+    original, and bytes of its fp32 file."""
     certificate = answer["certificates"][0]
     accuracy = certificate["accuracy"]
     failed = [gate["gate"] for gate in certificate["gates"] if not gate["passed"]]
@@ -100,7 +109,7 @@ def row(
         f"{log['after']['parameters'] / parameters:.2f}" if log else "1.00",
         f"{certificate['size_bytes'] / whole:.2f}",
         f"{certificate['latency']['p50_ms'] / certificate['baseline_latency']['p50_ms']:.2f}",
-        "passes" if not failed else f"fails {', '.join(failed)}",
+        f"{ratio}: " + (f"fails {', '.join(failed)}" if failed else "passes"),
         f"{log['elapsed_s'] / 60:.1f} / {log['cpu_s'] / 60:.1f}" if log else "",
     ]
 
@@ -125,16 +134,17 @@ def main() -> int:
     whole = answers["data/resnet20.onnx", "fp32"]["certificates"][0]["size_bytes"]
     parameters = logs["prune"]["before"]["parameters"]
     titles = {"data/resnet20.onnx": "ResNet-20"} | {f"{k}.onnx": v for k, v in RECIPES.items()}
-    rows = [
-        row(f"{titles[model]}, {precision}", answer, logs.get(model.removesuffix(".onnx")), parameters, whole)
-        for (model, precision), answer in answers.items()
-    ]
+    rows = []
+    for (model, precision), answer in answers.items():
+        recipe = model.removesuffix(".onnx")
+        ratio = GIVEN_AWAY.get(recipe, Budget().accuracy_ratio)
+        rows.append(row(f"{titles[model]}, {precision}", answer, logs.get(recipe), ratio, parameters, whole))
     here = host.read()
     note = (
         "CIFAR-10 as JPEG, 5,000 training and 2,000 test pictures; accuracy with its 95 % interval, paired "
-        "test against fp32 ResNet-20; latency at batch 1, interleaved with it; the gates are the "
-        f"profile's (0.99 x its accuracy). Teacher: ResNet-56. {here.cpu}, {here.cores} cores; minutes of "
-        "training with one thread, on a machine that other work shared."
+        "test against fp32 ResNet-20; latency at batch 1, interleaved with it; gate: the share of its "
+        f"accuracy asked for (--accuracy-ratio). Teacher: ResNet-56. {here.cpu}, {here.cores} cores; "
+        "minutes of training with one thread, on a machine that other work shared."
     )
     columns = ["onnxruntime", "accuracy", "p", "parameters", "size", "p50", "gate", "minutes / CPU minutes"]
     answer = {
