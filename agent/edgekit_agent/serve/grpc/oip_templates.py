@@ -1,83 +1,58 @@
-"""Infer requests of the Open Inference Protocol that repeat, and the answers to them.
-
-As serve/templates.py for HTTP: the memory is bounded, and a hit means what parsing would have found.
-"""
+"""Infer requests of the Open Inference Protocol that repeat (templates.py), and the answers to them."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from edgekit.errors import EngineError
 from edgekit.runtimes import Array
 from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.serve import oip
-from edgekit_agent.serve.core import Prepared, prepare
 from edgekit_agent.serve.grpc import oip_messages as m
-from edgekit_agent.serve.grpc import wire
+from edgekit_agent.serve.grpc import templates, wire
 from edgekit_agent.serve.grpc.framing import Buffer
 from edgekit_agent.serve.grpc.patterns import MAX_BYTES, MAX_ID, Pattern, fields
-from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
 
-_KEPT = 16
-_KEPT_ANSWERS = 64
 _NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A
 _ORDER = (_NAME, _VERSION, _ID, 0x22, 0x2A, 0x32, _RAW)
 """Tags of ModelInferRequest as encoders write them: field by field."""
 _Around = tuple[bytes, bytes, tuple[tuple[bytes, str], ...]]
 """Of an answer: what precedes its id; what precedes the first tensor where there is no id; what precedes each
 tensor (but for the former), and the tensor's name."""
-_SLICED = 4096  # cutting out fewer octets is cheaper than seeing to their alignment
 
 
-@dataclass(slots=True, eq=False)
-class Template:
+class Template(templates.Template):
     """An infer request without its id and its tensors' octets."""
 
-    pattern: Pattern
-    name: str
-    version: str
-    request: oip.InferRequest
-    """Without inputs and id."""
-    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]
-    """Name, data type and shape of each input, and where its octets begin and end, from the message's end."""
-    raw: bool
-    """Whether all outputs are sent as they are: the rest of the answer depends on their shapes only."""
-    fits: dict[int, int] = field(default_factory=dict)
-    """Samples of such a request by Model.number, where the model takes the tensors as they are."""
-    answers: dict[Any, _Around] = field(default_factory=dict)
-    """By everything that they depend on."""
+    __slots__ = ("_answers", "name", "raw", "request", "version")
 
-    def prepare(self, model: Model, message: bytes, limits: Limits) -> Prepared:
-        """As infer.prepare does it. Raises InputError."""
-        end = len(message)
-        arrays: dict[str, Array] = {}
-        for name, dtype, shape, start, stop in self.tensors:
-            if stop - start <= _SLICED:  # octets that are cut out are aligned
-                arrays[name] = np.ndarray(shape, dtype, message[end + start : end + stop])
-            else:
-                array: Array = np.ndarray(shape, dtype, message, end + start)
-                arrays[name] = array if array.flags.aligned else array.copy()
-        samples = self.fits.get(model.number)
-        if samples is not None:
-            return Prepared(arrays, samples)
-        prepared = prepare(model, arrays, limits)
-        if len(self.fits) < _KEPT_ANSWERS and prepared.inputs is arrays:
-            self.fits[model.number] = prepared.samples
-        return prepared
+    def __init__(
+        self,
+        pattern: Pattern,
+        tensors: tuple[templates.Tensor, ...],
+        name: str,
+        version: str,
+        request: oip.InferRequest,
+    ) -> None:
+        super().__init__(pattern, tensors)
+        self.name = name
+        self.version = version
+        self.request = request
+        """Without inputs and id."""
+        self.raw = all(not one.classes for one in request.wanted or ())
+        """Whether all outputs are sent as they are: the rest of the answer depends on their shapes only."""
+        self._answers: dict[Any, _Around] = {}  # by everything that they depend on
 
     def encode(self, model: Model, identity: bytes, outputs: dict[str, Array]) -> list[Buffer]:
         """A ModelInferResponse in pieces, where `raw`. Raises EngineError."""
         key = (model.number, *[array.shape for array in outputs.values()])
-        known = self.answers.get(key)
+        known = self._answers.get(key)
         if known is None:
             known = self._around(model, outputs)
-            if len(self.answers) < _KEPT_ANSWERS:
-                self.answers[key] = known
+            if len(self._answers) < templates.KEPT_ANSWERS:
+                self._answers[key] = known
         front, without, rest = known
         parts: list[Buffer] = []
         for before, name in rest:
@@ -104,23 +79,15 @@ class Template:
         return front, front + before[0], tuple(zip(before, names, strict=True))
 
 
-class Templates:
-    """The last few, the latest first. On the event loop."""
-
-    def __init__(self) -> None:
-        self._known: list[Template] = []
+class Templates(templates.Templates[Template]):
+    """What is known of ModelInfer."""
 
     def find(self, message: bytes) -> tuple[Template, bytes] | None:
         """With the request's id."""
-        for place, template in enumerate(self._known):
-            identity = template.pattern.fits(message)
-            if identity is not None:
-                if identity and not identity.isascii():
-                    return None  # whether it is UTF-8 is for the parser to say
-                if place:
-                    self._known.insert(0, self._known.pop(place))
-                return template, identity
-        return None
+        found = super().find(message)
+        if found is not None and not found[1].isascii():
+            return None  # whether it is UTF-8 is for the parser to say
+        return found
 
     def learn(self, message: bytes, name: str, version: str, parsed: oip.InferRequest) -> None:
         """Keep what `message` was found to say, when its like may come again."""
@@ -145,13 +112,15 @@ class Templates:
         at = max((stop for tag, _, _, stop in found if tag in (_NAME, _VERSION)), default=0)
         after = next((stop for tag, _, _, stop in found if tag == _ID), at)
         end = len(message)
-        template = Template(
-            Pattern(message, places, (at, after)), name, version,
-            dataclasses.replace(parsed, inputs={}, id=None, memory=None),
-            tuple(
-                (key, array.dtype, array.shape, start - end, stop - end)
-                for (key, array), (start, stop) in zip(arrays.items(), places, strict=True)
-            ),
-            all(not one.classes for one in parsed.wanted or ()),
-        )  # fmt: skip
-        self._known = [template, *self._known[: _KEPT - 1]]
+        self.keep(
+            Template(
+                Pattern(message, places, (at, after)),
+                tuple(
+                    (key, array.dtype, array.shape, start - end, stop - end)
+                    for (key, array), (start, stop) in zip(arrays.items(), places, strict=True)
+                ),
+                name,
+                version,
+                dataclasses.replace(parsed, inputs={}, id=None, memory=None),
+            )
+        )

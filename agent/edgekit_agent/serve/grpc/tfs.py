@@ -14,7 +14,8 @@ from edgekit_agent.serve.grpc import tfs_messages as m
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
 from edgekit_agent.serve.grpc.service import Incoming, Method, Respond, simple
 from edgekit_agent.serve.grpc.status import RpcError
-from edgekit_agent.serve.grpc.tfs_infer import CLASSIFY, REGRESS, Multi, Predict, Score, asked, model_spec
+from edgekit_agent.serve.grpc.tfs_infer import CLASSIFY, REGRESS, Multi, Predict, Score, asked
+from edgekit_agent.serve.grpc.tfs_templates import Templates, model_spec
 from edgekit_agent.serve.grpc.wire import Message, Values
 from edgekit_agent.serve.model import Model
 
@@ -32,7 +33,7 @@ class Prediction:
 
     def methods(self) -> dict[str, Method]:
         return {
-            "Predict": self._method(Predict),
+            "Predict": self._method(partial(Predict, Templates())),
             "Classify": self._method(partial(Score, CLASSIFY)),
             "Regress": self._method(partial(Score, REGRESS)),
             "MultiInference": self._method(Multi),

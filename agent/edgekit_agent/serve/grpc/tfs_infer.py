@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.errors import EngineError, InputError
+from edgekit.errors import InputError
 from edgekit.runtimes import Array
 from edgekit_agent.serve import tfs
 from edgekit_agent.serve.core import Prepared, prepare
@@ -10,6 +10,7 @@ from edgekit_agent.serve.grpc import status, tfs_tensors, wire
 from edgekit_agent.serve.grpc import tfs_messages as m
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
 from edgekit_agent.serve.grpc.service import Reply
+from edgekit_agent.serve.grpc.tfs_templates import Template, Templates, entry, model_spec, tail
 from edgekit_agent.serve.grpc.wire import Message, Values
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
@@ -56,43 +57,66 @@ class _Codec:
 class Predict(_Codec):
     """See infer.Codec."""
 
-    __slots__ = ()
+    __slots__ = ("_plain", "_template", "_templates")
 
-    def __init__(self, message: Buffer | Compressed) -> None:
-        super().__init__(m.PREDICT_REQUEST, message)
+    def __init__(self, templates: Templates, message: Buffer | Compressed) -> None:
+        self._templates = templates
+        self._template: Template | None = None
+        self._plain = message if isinstance(message, bytes) else b""
+        if self._plain and (found := templates.find(self._plain)) is not None:
+            self._template = found[0]
+            self.spec = self._template.spec
+        else:
+            super().__init__(m.PREDICT_REQUEST, message)
 
     @property
     def heavy(self) -> bool:
         """Whether decoding is worth a thread: numbers of variable size are unpacked one by one."""
+        if self._template is not None:
+            return False
         tensors = self._values.get("inputs", {}).values()
         return self._message is not None or sum(len(octets or b"") for octets in tensors) > _HEAVY_BYTES
 
     def decode(self, model: Model, limits: Limits) -> Prepared:
+        template = self._template
+        if template is not None:
+            _check_wanted(template.wanted, model)
+            return template.prepare(model, self._plain, limits)
+        light = not self.heavy
         values = self.unpack(limits)
-        known = [spec.name for spec in model.config.outputs]
         wanted = tuple(dict.fromkeys(values.get("output_filter", ())))
+        _check_wanted(wanted, model)
+        arrays = {
+            name: tfs_tensors.decode(name, octets or b"", limits.max_body_bytes)
+            for name, octets in values.get("inputs", {}).items()
+        }
+        given = dict(arrays)
+        prepared = prepare(model, arrays, limits, wanted)
+        if self._plain and light:
+            self._templates.learn(self._plain, self.spec, given, wanted)
+        return prepared
+
+    def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Reply:
+        template = self._template
+        if template is not None and (known := template.encode(model, outputs)) is not None:
+            return Reply(known)
+        wanted = template.wanted if template is not None else prepared.note
+        parts: list[Buffer] = []
+        for name in wanted or [spec.name for spec in model.config.outputs]:
+            parts += entry(name, outputs)
+        return Reply([*parts, tail(model)])
+
+
+def _check_wanted(wanted: tuple[str, ...], model: Model) -> None:
+    """Raises InputError for an output that the model does not have."""
+    if wanted:
+        known = [spec.name for spec in model.config.outputs]
         for name in wanted:
             if name not in known:
                 raise InputError(
                     f"output tensor alias not found in signature: {name[:_SHORT]} "
                     f"Outputs expected to be in the set {{{', '.join(known)}}}."
                 )
-        arrays = {
-            name: tfs_tensors.decode(name, octets or b"", limits.max_body_bytes)
-            for name, octets in values.get("inputs", {}).items()
-        }
-        return prepare(model, arrays, limits, wanted or tuple(known))
-
-    def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Reply:
-        parts: list[Buffer] = []
-        for name in prepared.note:
-            if name not in outputs:
-                raise EngineError(f"the engine gave no output {name!r}")
-            key = name.encode()
-            entry: list[Buffer] = [wire.begin(1, len(key)) + key]
-            entry += tfs_tensors.nest(2, tfs_tensors.encode(outputs[name]))
-            parts += tfs_tensors.nest(1, entry)
-        return Reply([*parts, wire.encode(m.PREDICT_RESPONSE, {"model_spec": model_spec(model)})])
 
 
 class Score(_Codec):
@@ -177,12 +201,6 @@ def _result(method: str, model: Model, outputs: dict[str, Array]) -> Values:
             for row in tfs.classify(model.config, outputs)
         ]
     }
-
-
-def model_spec(model: Model) -> Values:
-    """Of an answer."""
-    version = {"value": tfs.number(model.version)}
-    return {"name": model.name, "version": version, "signature_name": tfs.SIGNATURE}
 
 
 def asked(spec: Values) -> str:

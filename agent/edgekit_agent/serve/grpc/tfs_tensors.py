@@ -41,6 +41,8 @@ _FIELDS = {
     "UINT32": ("uint32_val", 16),
     "UINT64": ("uint64_val", 17),
 }
+AS_THEY_LIE = ("FP32", "FP64", "BOOL")
+"""Packed numbers of fixed size, and of 0 and 1, are their memory."""
 
 
 def decode(name: str, octets: Buffer, max_bytes: int) -> Array:
@@ -77,8 +79,8 @@ def encode(array: Array) -> list[Buffer]:
     shape = {"dim": [{"size": size} for size in array.shape]}
     head = wire.encode(m.TENSOR, {"dtype": m.DATA_TYPES[datatype], "tensor_shape": shape})
     number = _FIELDS[datatype][1]
-    if datatype in ("FP32", "FP64", "BOOL"):
-        octets = oip.raw(array)  # packed numbers of fixed size, and of 0 and 1, are their memory
+    if datatype in AS_THEY_LIE:
+        octets = oip.raw(array)
     elif datatype == "FP16":
         octets = varints.encode(array.ravel().view(np.uint16))
     else:

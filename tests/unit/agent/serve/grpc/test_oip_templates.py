@@ -135,7 +135,7 @@ def test_what_is_not_kept(made: bytes) -> None:
             assert not ask(made, templates, to)[0]
         except InputError:
             continue
-    assert not templates._known
+    assert not templates.known
 
 
 def test_another_release_is_asked_what_it_can_answer() -> None:
@@ -162,7 +162,7 @@ def test_the_memory_is_bounded_and_the_latest_stay() -> None:
     for message in messages:
         ask(message, templates)
         assert ask(messages[0], templates)[0], "used all the time"
-    assert len(templates._known) == 16
+    assert len(templates.known) == 16
     assert [ask(message, templates)[0] for message in (messages[39], messages[2])] == [True, False]
 
 
