@@ -30,8 +30,9 @@ from edgekit import files, host, runtimes
 from edgekit_agent import board
 from tests.fuzz import targets
 from tests.fuzz.cases import GROUP, Source
-from tests.fuzz.client import Client, Failure, Found, cases
+from tests.fuzz.client import Client, cases
 from tests.fuzz.seeds import REGION, REGION_BYTES
+from tests.fuzz.work import Failure, Found
 from tests.support.started import Started, started
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def _ask(
 
 def fuzz(agent: Started, target: str, requests: int, seed: int, clients: int) -> Part:
     """Send `requests` cases to an agent, by `clients` processes at once."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # importing everything again takes many seconds
     part = Part(target, requests, Found())
     addresses = [agent.address, str(agent.unix)]
     counts, pipes, processes = [], [], []

@@ -13,7 +13,8 @@ from edgekit_agent.serve.grpc.h2 import frames, hpack
 from edgekit_agent.serve.server import PARSERS
 from tests.fuzz import judge, targets
 from tests.fuzz.cases import GROUP, Case, Source, Wire
-from tests.fuzz.client import Client, Found, cases
+from tests.fuzz.client import Client, cases
+from tests.fuzz.work import Found
 from tests.support.serving import Stand, stand
 from tests.support.started import started
 

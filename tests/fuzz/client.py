@@ -1,14 +1,12 @@
-"""Sends cases to an agent over many connections at once, and judges what comes back."""
+"""Sends cases to an agent over many connections at once."""
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,271 +18,18 @@ from tests.fuzz.cases import GROUP, Case, Source, Wire
 from tests.fuzz.judge import NoHttp, Two
 from tests.fuzz.seeds import _oip
 from tests.fuzz.targets import Target
+from tests.fuzz.work import Calls, Found, Frames, Kept, Raw, Work
 
 HANG_S = 5.0
-AT_ONCE = 6
-"""Connections that a client has at work."""
+AT_ONCE = {Wire.KEPT: 4, Wire.CALL: 1, Wire.RAW: 6, Wire.FRAMES: 6}
+"""Connections that a client has at work. A call more would be refused for being one too many."""
 CHECK_EVERY = 1000
 _CHUNK = 1 << 18
-_CALLS = 4000
-"""Streams of one connection over HTTP/2 before another takes its place."""
+_AHEAD = 64
 _WIDE = (1 << 31) - 1 - frames.DEFAULT_WINDOW
 
-
-@dataclass
-class Failure:
-    case: Case
-    reason: str
-
-
-@dataclass
-class Found:
-    """What became of the cases of a run."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    """By "WIRE protocol: status"."""
-    failures: list[Failure] = field(default_factory=list)
-    checks: int = 0
-    """Valid requests in between, on connections of their own, whose numbers were right."""
-    alone: int = 0
-    """Requests that were sent again on their own because a connection had closed before them."""
-    slowest_s: float = 0.0
-
-    def add(self, case: Case, status: str, wrong: str = "") -> None:
-        self.statuses[f"{case.wire.name} {case.protocol}: {status}"] += 1
-        if wrong:
-            self.failures.append(Failure(case, wrong))
-
-
-class Work:
-    """A connection with cases on it."""
-
-    def __init__(self, sock: socket.socket, found: Found) -> None:
-        self.sock, self.found = sock, found
-        self.begun = time.monotonic()
-        self.again: list[list[Case]] = []
-        """What has to be sent once more, each on a connection of its own."""
-
-    def start(self) -> None: ...
-
-    def receive(self, data: bytes) -> bool:
-        """Take what came, nothing at the end of the stream; whether all is done. Raises NoHttp."""
-        raise NotImplementedError
-
-    def waiting(self) -> Case:
-        """The case that is to blame when nothing comes."""
-        raise NotImplementedError
-
-    @property
-    def keep(self) -> socket.socket | None:
-        """The connection, where it may be used again."""
-        return None
-
-
-class Kept(Work):
-    """Requests that follow one another on a connection."""
-
-    def __init__(self, sock: socket.socket, found: Found, cases: list[Case]) -> None:
-        super().__init__(sock, found)
-        end = next((at for at, case in enumerate(cases, 1) if case.last), len(cases))
-        self._cases = deque(cases[:end])
-        if cases[end:]:
-            self.again.append(cases[end:])
-        self._lonely = len(cases) == 1
-        self._data = b""
-        self._closed = False
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError):  # an answer may tell why
-            self.sock.sendall(b"".join(case.data for case in self._cases))
-
-    def receive(self, data: bytes) -> bool:
-        self._data += data
-        while self._cases and (taken := judge.answer(self._data, bare=self._cases[0].bare)) is not None:
-            found, size = taken
-            self._data = self._data[size:]
-            if found.status == 100:
-                continue
-            case = self._cases.popleft()
-            self.found.add(case, str(found.status), judge.of_http(case, found))
-            if found.closes:
-                self._closed = True
-                self._rest(list(self._cases))
-                return True
-        if self._cases and not data:
-            self._closed = True
-            self._hung_up()
-            return True
-        return not self._cases
-
-    def _hung_up(self) -> None:
-        """Without an answer: wrong, unless the one before it is why. Alone it shows."""
-        if self._lonely:
-            self.found.add(self._cases[0], "none", f"closed without an answer, after {self._data[:200]!r}")
-            return
-        self.found.alone += 1
-        self.again.append([self._cases[0]])
-        self._rest(list(self._cases)[1:])
-
-    def _rest(self, cases: list[Case]) -> None:
-        if cases:
-            self.again.append(cases)
-
-    def waiting(self) -> Case:
-        return self._cases[0]
-
-    @property
-    def keep(self) -> socket.socket | None:
-        return None if self._closed or self._cases or self._data else self.sock
-
-
-class Raw(Work):
-    """Any bytes, and the end of what we send: answers, and the end of what they send."""
-
-    def __init__(self, sock: socket.socket, found: Found, case: Case) -> None:
-        super().__init__(sock, found)
-        self._case = case
-        self._data = b""
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.sendall(self._case.data)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-
-    def receive(self, data: bytes) -> bool:
-        self._data += data
-        if data:
-            return False
-        head = b"HEAD " in self._case.data
-        first, rest = "none", self._data
-        while rest:
-            taken = judge.answer(rest, bare=head)
-            if taken is None:
-                raise NoHttp(f"half an answer: {rest[:300]!r}")
-            found, size = taken
-            wrong = "" if found.status == 100 else judge.of_http(self._case, found)
-            if wrong and not head:
-                raise NoHttp(wrong)
-            first = str(found.status) if first in ("none", "100") else first
-            rest = rest[size:].lstrip() if head and not rest[size:].startswith(b"HTTP") else rest[size:]
-            if head:  # which answers have a body only the order of methods would tell
-                at = rest.find(b"HTTP/1.1 ")
-                rest = rest[at:] if at >= 0 else b""
-        self.found.add(self._case, first)
-        return True
-
-    def waiting(self) -> Case:
-        return self._case
-
-
-class Calls(Work):
-    """Streams on one connection over HTTP/2."""
-
-    def __init__(self, sock: socket.socket, found: Found, cases: list[Case], two: Two, stream: int) -> None:
-        super().__init__(sock, found)
-        self.two, self.next = two, stream
-        self._lonely = len(cases) == 1
-        self._cases: dict[int, Case] = {}
-        for case in cases:
-            self._cases[self.next] = case
-            self.next += 2
-        self._closed = False
-
-    def start(self) -> None:
-        out = [_numbered(case.data, number) for number, case in self._cases.items()]
-        with contextlib.suppress(OSError):
-            self.sock.sendall(b"".join(out))
-
-    def receive(self, data: bytes) -> bool:
-        for number in self.two.feed(data):
-            case = self._cases.pop(number, None)
-            stream = self.two.streams.pop(number)
-            if case is not None:
-                self.found.add(case, stream.status, judge.of_stream(case, stream))
-        if self.two.octets > 1 << 20:
-            self.two.owed.append(frames.window_update(0, self.two.octets))
-            self.two.octets = 0
-        if self.two.owed:
-            with contextlib.suppress(OSError):
-                self.sock.sendall(b"".join(self.two.owed))
-            self.two.owed.clear()
-        if not data or self.two.away is not None:
-            self._closed = True
-            self._gone()
-            return True
-        return not self._cases
-
-    def _gone(self) -> None:
-        cases = list(self._cases.values())
-        self._cases.clear()
-        if not self._lonely:
-            self.found.alone += len(cases)
-            self.again += [[case] for case in cases]
-            return
-        for case in cases:
-            self.found.add(case, "goaway", f"a well-framed request ends the connection: {self.two.away}")
-
-    def waiting(self) -> Case:
-        return next(iter(self._cases.values()))
-
-    @property
-    def keep(self) -> socket.socket | None:
-        return None if self._closed or self._cases or self.next > 2 * _CALLS else self.sock
-
-
-class Frames(Work):
-    """Any frames, and the end of what we send."""
-
-    def __init__(self, sock: socket.socket, found: Found, case: Case) -> None:
-        super().__init__(sock, found)
-        self._case = case
-        self._two = Two()
-        self._begin = b""
-        self._done = 0
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.sendall(self._case.data)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-
-    def receive(self, data: bytes) -> bool:
-        if len(self._begin) < 5:
-            self._begin += data
-        if self._begin.startswith(b"HTTP/"):
-            if not data:
-                self.found.add(self._case, "HTTP/1.1")
-            return not data
-        statuses = []
-        for number in self._two.feed(data):
-            stream = self._two.streams.pop(number)
-            statuses.append(stream.status)
-            if wrong := judge.of_stream(self._case, stream):
-                raise NoHttp(wrong)
-        self._done += len(statuses)
-        if data:
-            return False
-        if not self._two.whole:
-            raise NoHttp("half a frame")
-        away = self._two.away
-        if away is not None and away[0] == 2:
-            raise NoHttp(f"GOAWAY INTERNAL_ERROR: {away[1]}")
-        self.found.add(self._case, f"goaway {away[0]}" if away else "answered" if self._done else "closed")
-        return True
-
-    def waiting(self) -> Case:
-        return self._case
-
-
-def _numbered(data: bytes, stream: int) -> bytes:
-    """Frames of stream 0 as frames of `stream`."""
-    out = bytearray(data)
-    pos = 0
-    while pos < len(out):
-        out[pos + 5 : pos + 9] = stream.to_bytes(4, "big")
-        pos += 9 + int.from_bytes(out[pos : pos + 3], "big")
-    return bytes(out)
+Job = list[Case]
+"""Cases of one kind for one connection."""
 
 
 class Client:
@@ -300,27 +45,29 @@ class Client:
         self._idle_two: list[tuple[socket.socket, Two, int]] = []
         self._poller = select.epoll()
         self._at_work: dict[int, Work] = {}
+        self._busy: Counter[Wire] = Counter()
 
     def run(self, cases: Iterable[Case], seen: Callable[[int], None] = lambda count: None) -> Found:
         """Send all of `cases`. `seen`: gets how many were taken up so far, now and then."""
-        waiting: deque[tuple[Wire, list[Case]]] = deque()
-        groups = _groups(cases)
+        queues: dict[Wire, deque[Job]] = {wire: deque() for wire in Wire}
+        jobs = _jobs(cases)
         taken = checked = 0
-        while True:
-            while len(self._at_work) < AT_ONCE:
-                if not waiting:
-                    group = next(groups, None)
-                    if group is None:
-                        break
-                    taken += len(group)
-                    waiting += _jobs(group)
-                    seen(taken)
-                wire, some = waiting.popleft()
-                self._begin(wire, some)
-            if not self._at_work and not waiting:
-                break
+        more = True
+        while more or self._at_work or any(queues.values()):
+            while more and sum(map(len, queues.values())) < _AHEAD:
+                job = next(jobs, None)
+                if job is None:
+                    more = False
+                    break
+                taken += len(job)
+                queues[job[0].wire].append(job)
+            seen(taken)
+            for wire, queue in queues.items():
+                while queue and self._busy[wire] < AT_ONCE[wire]:
+                    self._begin(queue.popleft())
             for number, _ in self._poller.poll(1.0):
-                waiting += self._ready(number)
+                for job in self._ready(number):
+                    queues[job[0].wire].append(job)
             self._overdue()
             if taken >= checked:
                 checked += CHECK_EVERY
@@ -337,8 +84,10 @@ class Client:
         sock.settimeout(HANG_S)
         return sock
 
-    def _begin(self, wire: Wire, cases: list[Case]) -> None:
+    def _begin(self, cases: Job) -> None:
         work: Work
+        wire = cases[0].wire
+        self._busy[wire] += 1
         if wire is Wire.KEPT:
             work = Kept(self._idle.pop() if self._idle else self._open(), self.found, cases)
         elif wire is Wire.CALL:
@@ -356,7 +105,7 @@ class Client:
         sock.sendall(frames.PREFACE + hello + frames.window_update(0, _WIDE))
         return sock, Two(), 1
 
-    def _ready(self, number: int) -> Iterator[tuple[Wire, list[Case]]]:
+    def _ready(self, number: int) -> Iterator[Job]:
         work = self._at_work[number]
         try:
             data = work.sock.recv(_CHUNK)
@@ -371,11 +120,11 @@ class Client:
             return
         if done:
             self._end(number, keep=True)
-            for cases in work.again:
-                yield cases[0].wire, cases
+            yield from work.again
 
     def _end(self, number: int, *, keep: bool) -> None:
         work = self._at_work.pop(number)
+        self._busy[work.wire] -= 1
         self.found.slowest_s = max(self.found.slowest_s, time.monotonic() - work.begun)
         self._poller.unregister(number)
         if not keep or work.keep is None:
@@ -423,23 +172,16 @@ class Client:
         self._idle_two.clear()
 
 
-def _groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
-    """Cases that belong on one connection."""
-    group: list[Case] = []
+def _jobs(cases: Iterable[Case]) -> Iterator[Job]:
+    """Cases of a group share a connection where their kind does."""
+    job: Job = []
     for case in cases:
-        if group and (case.number // GROUP != group[0].number // GROUP):
-            yield group
-            group = []
-        group.append(case)
-    if group:
-        yield group
-
-
-def _jobs(group: list[Case]) -> list[tuple[Wire, list[Case]]]:
-    wire = group[0].wire
-    if wire in (Wire.KEPT, Wire.CALL):
-        return [(wire, group)]
-    return [(wire, [case]) for case in group]
+        if job and (case.number // GROUP != job[0].number // GROUP or case.wire in (Wire.RAW, Wire.FRAMES)):
+            yield job
+            job = []
+        job.append(case)
+    if job:
+        yield job
 
 
 def cases(target: str, seed: int, numbers: Iterable[int]) -> Iterator[Case]:
