@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import reprlib
-import tomllib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -137,6 +136,8 @@ def from_canonical_json(
 
 def from_toml(cls: type[T], path: Path, *, error: type[EdgekitError] = ConfigError) -> T:
     """Read a TOML file into the dataclass `cls`."""
+    import tomllib  # the serving process reads none
+
     try:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:

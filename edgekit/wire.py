@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from edgekit.catalogue import LATENCY_BOUNDS_MS as LATENCY_BOUNDS_MS
+from edgekit.catalogue import METRICS as METRICS
+from edgekit.catalogue import MetricInfo as MetricInfo
 from edgekit.codec import LATER
 
 PREFIX = "ek/v1"
@@ -252,28 +255,3 @@ class EnrollAnswer:
     device_url: str
     assignment_key_pem: str
     builder_keys_pem: tuple[str, ...]
-
-
-LATENCY_BOUNDS_MS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """One measured quantity: Prometheus name, unit, kind and help."""
-
-    name: str
-    unit: str
-    kind: str
-    help: str
-
-
-METRICS = (
-    MetricInfo("edgekit_requests_total", "requests", "counter", "Inference requests answered"),
-    MetricInfo("edgekit_request_errors_total", "requests", "counter", "Requests that failed in the server"),
-    MetricInfo("edgekit_rejected_total", "requests", "counter", "Requests refused as the client's mistake"),
-    MetricInfo("edgekit_inferences_total", "samples", "counter", "Samples inferred"),
-    MetricInfo("edgekit_latency_ms", "ms", "histogram", "Time from request read to answer written"),
-    MetricInfo("edgekit_serving_restarts_total", "restarts", "counter", "Times serving came back"),
-    MetricInfo("edgekit_rss_mib", "MiB", "gauge", "Resident memory of the serving process"),
-    MetricInfo("edgekit_release_info", "", "gauge", "1, labelled with the release that is served"),
-)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from edgekit.wire import LATENCY_BOUNDS_MS, METRICS
+from edgekit.catalogue import LATENCY_BOUNDS_MS, METRICS
 from edgekit_agent.board import Board
 from edgekit_agent.metrics import Counters, Histogram
 
@@ -58,7 +58,7 @@ def text(
 
 
 def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> Iterator[Family]:
-    """The metrics that telemetry carries as well; wire.METRICS says what they mean."""
+    """The metrics that telemetry carries as well; catalogue.METRICS says what they mean."""
     found: dict[str, list[tuple[str, Labels, float]]] = {
         "edgekit_requests_total": [("", _of(c), c.requests) for c in counters],
         "edgekit_request_errors_total": [("", _of(c), c.errors) for c in counters],

@@ -144,7 +144,7 @@ class ReleaseStats:
     inferences: int
     """Samples inferred."""
     latency_buckets: tuple[int, ...]
-    """Successful requests per bucket of wire.LATENCY_BOUNDS_MS; the last is everything above."""
+    """Successful requests per bucket of catalogue.LATENCY_BOUNDS_MS; the last is everything above."""
     latency_sum_ms: float
     classes: dict[str, int]
     """How often each label was the answer (argmax of the first output)."""

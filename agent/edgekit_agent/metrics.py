@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edgekit.wire import LATENCY_BOUNDS_MS
+from edgekit.catalogue import LATENCY_BOUNDS_MS
 from edgekit_agent.messages import ReleaseStats
 
 KEPT_RELEASES = 4

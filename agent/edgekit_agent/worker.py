@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import math
 import signal
@@ -17,7 +16,7 @@ import socket
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.runtimes import Session
@@ -43,7 +42,6 @@ from edgekit_agent.messages import (
 from edgekit_agent.progress import Page, Watched
 from edgekit_agent.serve import engine
 from edgekit_agent.serve.core import Core
-from edgekit_agent.serve.grpc import services
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
@@ -51,6 +49,9 @@ from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
 from edgekit_agent.serve.trace import traced
+
+if TYPE_CHECKING:
+    from edgekit_agent.serve.grpc.service import Registry
 
 _log = logging.getLogger(__name__)
 
@@ -215,11 +216,12 @@ async def serve(
 ) -> None:
     """Serve until told to stop, or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    core = Core(limits, version=importlib.metadata.version("edgekit-agent"), restarts=restarts)
+    core = Core(limits, restarts=restarts)
     handle = traced(Router(core, protocols).handle, log_requests)
     server = Server(
         handle, limits, parser, safety,
-        waiting=lambda: core.waiting, turns=core.turns, grpc=services.registry(core, protocols, log_requests),
+        waiting=lambda: core.waiting, turns=core.turns, grpc=lambda: _grpc(core, protocols, log_requests),
+        least_ahead=core.least_ahead,
     )  # fmt: skip
     core.connections = lambda: server.connections
     worker = Worker(AsyncChannel(control), core, server, watch)
@@ -234,6 +236,12 @@ async def serve(
     with contextlib.suppress(asyncio.CancelledError):
         await obeying
     server.close()
+
+
+def _grpc(core: Core, protocols: Sequence[str], log_requests: logs.Requests) -> Registry:
+    from edgekit_agent.serve.grpc import services  # when the first one asks
+
+    return services.registry(core, protocols, log_requests)
 
 
 def new_loop(name: str = "") -> asyncio.AbstractEventLoop:

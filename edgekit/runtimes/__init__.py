@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import pkgutil
 from functools import cache
 
@@ -27,27 +26,33 @@ __all__ = [
 
 
 @cache
-def _doors() -> dict[str, str]:
-    """Engine name to "module:attribute". Built-in engines come through the same door as strangers."""
-    built_in = {
+def _built_in() -> dict[str, str]:
+    """Engine name to "module:attribute"."""
+    return {
         module.name: f"{__name__}.{module.name}:RUNTIME"
         for module in pkgutil.iter_modules(__path__)
         if not module.name.startswith("_")
     }
-    plugged = {e.name: e.value for e in importlib.metadata.entry_points(group="edgekit.runtimes")}
-    return {**plugged, **built_in}
+
+
+@cache
+def _plugged() -> dict[str, str]:
+    """Those of strangers. Reading what is installed takes a while, hence only when it is asked for."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.value for entry in entry_points(group="edgekit.runtimes")}
 
 
 def names() -> list[str]:
     """Every known engine, installed or not."""
-    return sorted(_doors())
+    return sorted({**_plugged(), **_built_in()})
 
 
 def get(name: str) -> Runtime:
     """The engine called `name`. Raises EngineMissing for an unknown name."""
-    try:
-        module, _, attribute = _doors()[name].partition(":")
-    except KeyError:
-        raise EngineMissing(f"no engine is called {name!r}", f"known engines: {', '.join(names())}") from None
+    door = _built_in().get(name) or _plugged().get(name)
+    if door is None:
+        raise EngineMissing(f"no engine is called {name!r}", f"known engines: {', '.join(names())}")
+    module, _, attribute = door.partition(":")
     runtime: Runtime = getattr(importlib.import_module(module), attribute)
     return runtime

@@ -7,12 +7,15 @@ The heavy library is imported inside methods only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPE_NAMES as DTYPE_NAMES
 from edgekit.dtypes import DTYPES as DTYPES
+
+if TYPE_CHECKING:
+    from edgekit.bundle.model import VariantConfig
 
 Array = NDArray[Any]
 Files = Mapping[str, bytes | memoryview]
@@ -69,3 +72,8 @@ class Implemented(Protocol):
     def implementation(self) -> str:
         """The package that `version` is of. Raises EngineMissing."""
         ...
+
+
+def engine_files(config: VariantConfig, files: Files) -> Files:
+    """The files that a variant's engine is given: all but the pipeline's."""
+    return {name: files[name] for name in files if name in config.engine_files}

@@ -10,14 +10,17 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.bundle.model import GoldenSpec, TensorSpec
 from edgekit.errors import DataError, EngineError, FormatError, GoldenError
-from edgekit.profile import Verify
 from edgekit.runtimes._base import DTYPES, Array, Files, Session
 from edgekit.runtimes._ports import dtype_name
+
+if TYPE_CHECKING:  # a device has no use for profiles here
+    from edgekit.profile import Verify
 
 _REFERENCE = "reference"
 

@@ -16,7 +16,7 @@ from edgekit import runtimes
 from edgekit.bundle.model import Affine, Image, Preprocessing, TensorSpec
 from edgekit.bundle.steps import Length, Mfcc, Peak, Picture, Pipeline, Resample, TopK, Wav, WordPiece
 from edgekit.runtimes import Array
-from edgekit.runtimes._pipeline import engine_files
+from edgekit.runtimes._base import engine_files
 from edgekit.runtimes._preprocess import apply
 from tests.support.serving import LABELS, Candidate, candidate, config
 from tests.unit.runtimes import kws

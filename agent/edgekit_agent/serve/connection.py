@@ -7,21 +7,21 @@ outstanding or the client does not read, the connection stops reading.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from edgekit_agent.serve import peer
-from edgekit_agent.serve.arriving import MAX_HEADERS, Arriving
+from edgekit_agent.serve.access import Refused
+from edgekit_agent.serve.arriving import Arriving
 from edgekit_agent.serve.body import WORTH_BYTES, Before, Body
 from edgekit_agent.serve.claim import Claim
-from edgekit_agent.serve.heads import problem
 from edgekit_agent.serve.http_tools import RETRY
+from edgekit_agent.serve.incoming import Incoming
 from edgekit_agent.serve.known import Known
 from edgekit_agent.serve.message import Request, Response, error
 from edgekit_agent.serve.shares import Share
-from edgekit_agent.serve.sink import BadRequest, RequestParser
+from edgekit_agent.serve.sink import BadRequest, RequestParser, Sink
 
 if TYPE_CHECKING:
     from edgekit_agent.serve.server import Server
@@ -34,15 +34,14 @@ _COUNTED_FROM = 64 * 1024  # smaller bodies fit into what connections buffer any
 
 
 class Connection(asyncio.Protocol):
-    """See module. Also the `Sink` of its parser."""
+    """See module."""
 
-    def __init__(self, server: Server, parser: Callable[[Connection], RequestParser]) -> None:
+    def __init__(self, server: Server, parser: Callable[[Sink], RequestParser]) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._peer = peer.NOBODY
         self._claim: Claim | None = None  # on its client's share
-        self._new_parser = parser
-        self._parser = parser(self)
+        self._incoming = Incoming(self, parser, server.limits)
         self._waiting: deque[Request | Response] = deque()
         self._current: Request | None = None  # being answered
         self._pumping = False
@@ -55,10 +54,7 @@ class Connection(asyncio.Protocol):
         self._blocked: float | None = None  # since when the client does not read
         self._asked = False  # whether it has been of use
         self._known: Known | None = None
-        self._completed = 0  # requests in the bytes that are being parsed
-        self._last: Request | None = None  # of these
-        self._apart: Before | None = None  # a large body that is being read
-        self._new = Arriving()
+        self._apart: Body | None = None  # a large body that is being read
 
     # --- the server's clock
 
@@ -73,9 +69,9 @@ class Connection(asyncio.Protocol):
         elif self._blocked is not None:
             if now - self._blocked > limits.write_timeout_s:
                 transport.abort()
-        elif self._begun is not None and not self._paused:
+        elif self._begun is not None and not self._paused and not self._waits:
             if now - self._begun > limits.read_timeout_s:
-                self._fail(408, f"the request took longer than {limits.read_timeout_s:g} s to arrive")
+                self.fail(408, f"the request took longer than {limits.read_timeout_s:g} s to arrive")
         elif self.idle and now - self._quiet > limits.idle_timeout_s:
             transport.close()
 
@@ -88,6 +84,11 @@ class Connection(asyncio.Protocol):
     def idle(self) -> bool:
         """Nothing is asked that is not answered."""
         return self._current is None and not self._waiting and self._begun is None
+
+    @property
+    def _waits(self) -> bool:
+        """Nothing is read, for there is enough to do."""
+        return self._apart is not None and self._apart.waits
 
     def close_if_idle(self) -> None:
         """Called again and again while the server ends."""
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._peer = peer.of(transport)
         self._claim = Claim(self._server.shares, self._peer.key)
         if not self._server.opened(self, self._claim.share):
-            self._fail(503, "too many connections", RETRY)
+            self.fail(503, "too many connections", RETRY)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
             self._claim.close()
         self._server.closed(self)
         self._apart = None
-        del self._parser  # it and we refer to each other
+        self._incoming.end()
 
     def eof_received(self) -> bool:
         """The client sends no more. Answer what it has asked, then close."""
@@ -138,7 +139,7 @@ class Connection(asyncio.Protocol):
         if known is not None and between and data.startswith(known.head):
             rest = known.size - len(data)
             if rest == 0:
-                self._take(known.request(data[len(known.head) :], keep_alive=not self._server.draining))
+                self._take(known.request(data[len(known.head) :]))
                 self._pump()
                 if self._waiting or self._paused:
                     self._throttle()
@@ -149,19 +150,11 @@ class Connection(asyncio.Protocol):
                 return
         if between:
             self._begun = self._server.now()
-        self._completed, self._last = 0, None
-        if not self._new.head_done:
-            self._new.header_bytes += len(data)  # counted again, exactly, when the header is complete
-        self._new.received += len(data)
         try:
-            self._parser.feed(data)
+            self._incoming.feed(data)
         except BadRequest as exc:
-            self._fail(exc.status, f"bad request: {exc}")
+            self.fail(exc.status, f"bad request: {exc}")
             return
-        if not self._new.head_done and self._new.header_bytes > self._server.limits.max_header_bytes:
-            self._fail(431, "the request's header is too large")
-        if self._new.received - 2 * self._new.body_bytes > self._server.limits.max_header_bytes:
-            self._fail(400, "bad request: more bytes around the body than in it")
         self._remember(data, between)
         self._pump()
         self._throttle()
@@ -171,11 +164,13 @@ class Connection(asyncio.Protocol):
 
         `between`: it came after one request and before the next.
         """
-        if between and self._completed == 1 and self._last is not None and self._begun is None:
-            self._known = Known.of(data[: len(data) - len(self._last.body)], self._last)
-        elif self._new.head_done and not self._deaf and self._new.length - self._new.body_bytes > WORTH_BYTES:
-            head = data[: len(data) - self._new.body_bytes] if between and self._completed == 0 else b""
-            self._read_apart(head, self._new.whole_body(), self._new.length, None)
+        incoming = self._incoming
+        new, last = incoming.new, incoming.last
+        if between and incoming.completed == 1 and last is not None and self._begun is None:
+            self._known = Known.of(data[: len(data) - len(last.body)], last)
+        elif new.head_done and not self._deaf and new.length - new.body_bytes > WORTH_BYTES:
+            head = data[: len(data) - new.body_bytes] if between and incoming.completed == 0 else b""
+            self._read_apart(head, new.whole_body(), new.length, None)
 
     # --- large bodies
 
@@ -185,127 +180,96 @@ class Connection(asyncio.Protocol):
         `head`: what came before it, if all of that is at hand; `known`: what it means, if it was seen before.
         """
         if self._transport is not None:
-            self._new.body = []
-            self._apart = Before(head, known)
-            self._transport.set_protocol(Body(self, first, size))
+            self._incoming.new.body = []
+            self._apart = Body(self, self._transport, size, Before(head, known), self._server.room)
+            headers = self._incoming.new.headers if known is None else known.headers
+            self._apart.begin(first, headers)
+            self._transport.set_protocol(self._apart)
 
-    def body_read(self, body: bytearray) -> None:
+    def body_read(self, body: bytearray, before: Before) -> None:
         """The end of a body that was read apart."""
-        apart = self._leave_apart()
-        if apart is None or self._deaf:
+        if self._deaf:
+            self._leave_apart()
             return
-        if apart.known is not None:
-            request = apart.known.request(body, keep_alive=not self._server.draining)
+        if before.known is not None:
+            request = before.known.request(body)
         else:
-            request = self._request(body)
-            self._parser = self._new_parser(self)  # the old one waits for the body
-            self._known = Known.of(apart.head, request)
-        self._take(request)
-        self._new = Arriving()
-        self._begun = None
+            request = self._incoming.request(body)
+            self._incoming.skip_body()
+            self._known = Known.of(before.head, request)
+        self._incoming.new = Arriving()
+        if self._apart is not None and self._known is not None:
+            self._apart.expect(self._known)
+        else:
+            self._leave_apart()
+        self.message_complete(request)
         self._pump()
         self._throttle()
 
+    def other_head(self, data: bytes) -> None:
+        """What comes after a body that was read apart begins otherwise than the head before that."""
+        self._leave_apart()
+        self._begun = None
+        self.data_received(data)
+
     def body_grows(self, size: int) -> bool:
-        """Count a body's `size` bytes so far; False when that is too much, and answered."""
         if size <= _COUNTED_FROM or self._claim is None or self._claim.grow(size):
             return True
-        self._fail(503, "too many large requests at once", RETRY)
+        self.fail(503, "too many large requests at once", RETRY)
         return False
 
-    def _leave_apart(self) -> Before | None:
+    def body_goes_on(self) -> None:
+        """It waited; that is not the client's time."""
+        self._begun = self._server.now()
+        if self._transport is not None and not self._paused:
+            self._transport.resume_reading()
+
+    def _leave_apart(self) -> None:
         apart, self._apart = self._apart, None
         if apart is not None and self._transport is not None:
-            self._transport.set_protocol(self)
-        return apart
+            apart.leave(self)
 
-    # --- parser
+    # --- requests that come
 
-    def on_message_begin(self) -> None:
-        if not self._deaf:
-            self._new = Arriving()
-            self._begun = self._server.now()
+    @property
+    def deaf(self) -> bool:
+        return self._deaf
 
-    def on_url(self, url: bytes) -> None:
-        self._new.url += url
+    def message_begins(self) -> None:
+        self._begun = self._server.now()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._new.head_done:
-            return  # a trailer: it must not change what the header said
-        if not self._new.header(name, value) and not self._deaf:
-            self._fail(431, f"more than {MAX_HEADERS} header fields")
-
-    def on_headers_complete(self) -> None:
-        self._new.head_done = True
-        if self._deaf:
-            return
-        if self._parser.upgrade() and self._parser.method() != b"CONNECT":
-            self._new.upgrading = True
-            return
-        new, version, method = self._new, self._parser.version(), self._parser.method()
-        wrong = problem(version, method, new.url, new.headers, new.repeated, self._server.limits)
-        if wrong is not None:
-            self._fail(*wrong)
-        elif no := self._server.refused(self._peer, method, new.url, new.headers.get(b"authorization")):
-            self._fail(no.status, no.text, no.extra)  # before its body is taken
-        else:
-            new.length = int(new.headers.get(b"content-length", b"0"))
-            new.owes_continue = b"expect" in new.headers and version == "1.1"
+    def refused(self, method: bytes, target: bytes, token: bytes | None) -> Refused | None:
+        no = self._server.refused(self._peer, method, target, token)
         if self._claim is not None and self._current is None and not self._waiting:
             self._claim.follow(self._peer.key)
+        return no
 
-    def on_body(self, body: bytes) -> None:
-        if self._deaf:
-            return
-        self._new.body_bytes += len(body)
-        self._new.owes_continue = False
-        if not self.body_grows(self._new.body_bytes):
-            return
-        if self._new.body_bytes > self._server.limits.max_body_bytes:
-            limit = self._server.limits.max_body_bytes
-            self._fail(413, f"the body is larger than the {limit} bytes allowed")
-        else:
-            self._new.body.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._deaf or self._new.upgrading:
-            return
-        request = self._request(self._new.whole_body())
-        self._completed, self._last = self._completed + 1, request
+    def message_complete(self, request: Request) -> None:
         self._take(request)
-        self._new = Arriving()
         self._begun = None
-
-    def _request(self, body: bytes | bytearray) -> Request:
-        keep_alive = self._parser.keep_alive() and not self._server.draining
-        old = self._parser.version() == "1.0"
-        now = time.perf_counter_ns()
-        return Request(self._parser.method(), self._new.url, self._new.headers, body, keep_alive, now, old)
 
     def _take(self, request: Request) -> None:
         """Let a complete request wait for its turn."""
         if len(self._waiting) >= MAX_PIPELINED:
-            self._fail(503, "too many requests at once on one connection")
+            self.fail(503, "too many requests at once on one connection")
             return
         request.peer = self._peer
+        request.keep_alive = request.keep_alive and not self._server.draining
         self._asked = True
         request.held = self._claim.pass_on() if self._claim is not None else 0
+        if request.held:
+            self._server.room.ahead.add(request.held)
         self._waiting.append(request)
         self._deaf = not request.keep_alive
 
-    def head_without_upgrade(self) -> bytes:
-        if self._deaf or not self._new.upgrading:
-            return b""
-        return self._new.head_without_upgrade(self._parser.method())
-
     # --- answers
 
-    def _fail(self, status: int, text: str, extra: str = "") -> None:
+    def fail(self, status: int, text: str, extra: str = "") -> None:
         """Answer with an error after what was asked before, then close: the rest cannot be trusted."""
         self._failed = self._deaf = True
         self._begun = None
         self._leave_apart()
-        self._new.body.clear()
+        self._incoming.new.body.clear()
         if self._claim is not None:
             self._claim.drop()
         self._waiting.append(error(status, text, extra))
@@ -324,8 +288,9 @@ class Connection(asyncio.Protocol):
                 self._current = item
                 self._ask(item)
         self._pumping = False
-        if self._new.owes_continue and self._current is None and not self._waiting and self._transport:
-            self._new.owes_continue = False
+        new = self._incoming.new
+        if new.owes_continue and self._current is None and not self._waiting and self._transport:
+            new.owes_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _respond(self, response: Response) -> None:
@@ -336,7 +301,7 @@ class Connection(asyncio.Protocol):
             return  # the client has gone
         close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
         self._write(response, close=close, request=request)
-        if self._waiting or self._paused or self._new.owes_continue:
+        if self._waiting or self._paused or self._incoming.new.owes_continue:
             self._pump()
             self._throttle()
 
@@ -383,15 +348,21 @@ class Connection(asyncio.Protocol):
         server.turns.asking = before
 
     def _end(self, request: Request) -> None:
+        self._let_go(request)
         if self._claim is not None:
-            self._claim.let_go(request.held)
             self._claim.end()
 
     def _drop_waiting(self) -> None:
-        for item in self._waiting:
-            if isinstance(item, Request) and self._claim is not None:
-                self._claim.let_go(item.held)
-        self._waiting.clear()
+        while self._waiting:
+            item = self._waiting.popleft()
+            if isinstance(item, Request):
+                self._let_go(item)
+
+    def _let_go(self, request: Request) -> None:
+        """Its body needs no room any more."""
+        if request.held and self._claim is not None:
+            self._claim.let_go(request.held)
+            self._server.room.ahead.remove(request.held)
 
     # --- flow
 
@@ -402,6 +373,6 @@ class Connection(asyncio.Protocol):
         full = len(self._waiting) >= _PAUSE_AT or self._blocked is not None
         if full and not self._paused:
             self._transport.pause_reading()
-        elif not full and self._paused:
+        elif not full and self._paused and not self._waits:
             self._transport.resume_reading()
         self._paused = full

@@ -33,9 +33,9 @@ class Core:
     """One served release. Everything but the engine's runs happens on the event loop."""
 
     def __init__(self, limits: Limits, *, version: str = "", restarts: int = 0) -> None:
+        """`version`: of the agent; empty: as it is installed."""
         self.limits = limits
-        self.version = version
-        """Of the agent."""
+        self._version = version
         self.restarts = restarts
         """How often serving came back; shown as a metric."""
         self.leaving = False
@@ -57,6 +57,15 @@ class Core:
         self._decoding: Gate | None = None
         self._logged = 0.0
 
+    @property
+    def version(self) -> str:
+        """Of the agent."""
+        if not self._version:
+            from importlib.metadata import version  # takes a while, and hardly anybody asks
+
+            self._version = version("edgekit-agent")
+        return self._version
+
     # --- releases
 
     def swap(self, model: Model | None) -> None:
@@ -77,6 +86,10 @@ class Core:
     def waiting(self) -> int:
         """Requests of the current release that wait for the engine."""
         return self.model.lane.waiting if self.model else 0
+
+    def least_ahead(self) -> int:
+        """Requests that should be at hand, for the engine to have enough to do."""
+        return 2 * self.model.lane.batch if self.model is not None else 2
 
     def oldest_run_s(self) -> float:
         """Age of the longest running inference, of any release; 0 when none runs."""

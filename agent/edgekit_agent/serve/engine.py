@@ -7,20 +7,23 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit import runtimes
-from edgekit.bundle.model import GoldenSpec
+from edgekit.bundle.model import GoldenSpec, VariantConfig
 from edgekit.errors import EdgekitError, EngineError
-from edgekit.runtimes import Session
-from edgekit.runtimes._base import DTYPES
+from edgekit.runtimes import Files, Session
+from edgekit.runtimes._base import DTYPES, engine_files
 from edgekit.runtimes._golden import GoldenReport, check
 from edgekit.runtimes._pace import Pace, Trials, joinable, trials
-from edgekit.runtimes._pipeline import Processor, engine_files
 from edgekit_agent import memfd, process
 from edgekit_agent.messages import Load, Loaded, Measured, Pacing
 from edgekit_agent.serve.tryout import LONGEST_MS
+
+if TYPE_CHECKING:
+    from edgekit.runtimes._pipeline import Processor
 
 _BELIEVED = 2.0
 """Times that the golden samples may take longer or shorter than the builder measured."""
@@ -61,8 +64,7 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         session = runtime.load(engine_files(request.config, files), request.config.options)
         again = request.proven is not None
         report = check(session, *(_first(request.golden, golden) if again else (request.golden, golden)))
-        steps = request.config.pipeline
-        processor = Processor(request.config, steps, files) if steps else None
+        processor = _processor(request.config, files)
         pace, known = _pace(request, report.run_ms, runtime.version())
         wanted = None
         joins = most > 1 and joinable(request.config.inputs, request.config.outputs)
@@ -80,6 +82,14 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
     return Proven(session, report, pace, load_ms, measured, processor, wanted)
+
+
+def _processor(config: VariantConfig, files: Files) -> Processor | None:
+    if config.pipeline is None:
+        return None
+    from edgekit.runtimes._pipeline import Processor  # most variants need none of it
+
+    return Processor(config, config.pipeline, files)
 
 
 def _pace(request: Load, run_ms: float, version: str) -> tuple[Pace, bool]:

@@ -44,9 +44,9 @@ class Known:
             return None
         return Known(head, len(head) + len(parsed.body), parsed.method, parsed.target, parsed.headers)
 
-    def request(self, body: bytes | bytearray, *, keep_alive: bool) -> Request:
+    def request(self, body: bytes | bytearray) -> Request:
         """The request that ends with `body`."""
         now = time.perf_counter_ns()
-        made = Request(self.method, self.target, self.headers, body, keep_alive, now)
+        made = Request(self.method, self.target, self.headers, body, keep_alive=True, received_ns=now)
         made.memo = self.memo
         return made

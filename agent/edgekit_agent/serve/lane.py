@@ -79,6 +79,11 @@ class Lane:
         self._answering = False
 
     @property
+    def batch(self) -> int:
+        """Samples that share a run at most."""
+        return self._batch
+
+    @property
     def waiting(self) -> int:
         """Requests that are neither running nor answered, those being decoded included."""
         return self._model.users - self._taken

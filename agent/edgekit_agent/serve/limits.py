@@ -24,6 +24,8 @@ class Limits:
     """One client has three quarters of them at most."""
     max_buffered_bytes: int = 64 * 1024 * 1024
     """Large bodies of all connections together that have come and are not answered."""
+    max_ahead_bytes: int = 4 * 1024 * 1024
+    """Of these, complete ones that are read ahead of the engine; beyond that bodies wait in their sockets."""
     max_queue: int = 64
     """Inference requests that may wait; the next one is answered 503 with Retry-After."""
     concurrency: int = 1

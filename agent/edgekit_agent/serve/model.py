@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from edgekit.bundle.model import VariantConfig
 from edgekit.runtimes import Session
 from edgekit.runtimes._pace import Pace
-from edgekit.runtimes._pipeline import Processor
 from edgekit_agent.metrics import Counters
 
 if TYPE_CHECKING:
+    from edgekit.runtimes._pipeline import Processor
     from edgekit_agent.serve.lane import Lane
 
 Job = Callable[[], None]

@@ -6,15 +6,19 @@ For any protocol over HTTP whose clients post such bodies; which kinds a model t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgekit.errors import InputError
 from edgekit.runtimes import Array
-from edgekit.runtimes._pipeline import Noted
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve import multipart
 from edgekit_agent.serve.core import Prepared
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response, ok
 from edgekit_agent.serve.model import Model
+
+if TYPE_CHECKING:
+    from edgekit.runtimes._pipeline import Noted
 
 TEXT = "text/plain"
 _UNTOLD = ("", "application/x-www-form-urlencoded", "application/octet-stream")

@@ -8,23 +8,26 @@ import importlib.util
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit_agent.serve.access import Access, Refused, wanted, wanted_grpc
 from edgekit_agent.serve.connection import Connection
-from edgekit_agent.serve.grpc import connection as grpc_connection
 from edgekit_agent.serve.grpc.budget import Budget
 from edgekit_agent.serve.grpc.choose import Choice, Chosen
-from edgekit_agent.serve.grpc.service import Registry
 from edgekit_agent.serve.handshakes import Handshakes
 from edgekit_agent.serve.http_tools import Respond, parts_of
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, error
 from edgekit_agent.serve.peer import Peer
+from edgekit_agent.serve.room import Ahead, Buffers, Room
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.shares import Share, Shares, Turns
-from edgekit_agent.serve.sink import RequestParser
+from edgekit_agent.serve.sink import RequestParser, Sink
 from edgekit_agent.serve.tls import Tls
 from edgekit_agent.tokens import Token
+
+if TYPE_CHECKING:
+    from edgekit_agent.serve.grpc.service import Registry
 
 PARSERS = ("httptools", "python")
 _BACKLOG = 256
@@ -32,7 +35,7 @@ _TICK_S = 0.5
 _UNGUARDED = Safety()
 
 
-def parser_factory(name: str, limits: Limits) -> Callable[[Connection], RequestParser]:
+def parser_factory(name: str, limits: Limits) -> Callable[[Sink], RequestParser]:
     """Make parsers of the kind `name`: one of PARSERS."""
     if name == "httptools":
         from edgekit_agent.serve import parser_httptools
@@ -62,11 +65,13 @@ class Server:
         safety: Safety = _UNGUARDED,
         waiting: Callable[[], int] = lambda: 0,
         turns: Turns | None = None,
-        grpc: Registry | None = None,
+        grpc: Callable[[], Registry] | None = None,
+        least_ahead: Callable[[], int] = lambda: 2,
     ) -> None:
         """`handle`: answers one request, as Router's does; `parser`: one of PARSERS, empty for the best.
         `waiting`: inference requests that wait for the engine now; `turns`: told who asks.
-        `grpc`: what is called over HTTP/2; without it only HTTP/1.1 is spoken.
+        `grpc`: makes what is called over HTTP/2, when the first client speaks it; without it only HTTP/1.1 is
+        spoken. `least_ahead`: requests beyond the running ones that the engine should find when it is free.
 
         Raises ConfigError: files of `safety` that are not what they should be.
         """
@@ -79,7 +84,9 @@ class Server:
         buffered = max(limits.max_buffered_bytes, 2 * limits.max_body_bytes)
         self.shares = Shares(limits.max_connections, limits.max_queue, buffered, waiting)
         self.budget = Budget(self.shares)
+        self.room = Room(Ahead(limits.max_ahead_bytes, least_ahead), Buffers(limits.max_ahead_bytes))
         self._grpc = grpc
+        self._registry: Registry | None = None
         offered = ("http/1.1",) if grpc is None else ("h2", "http/1.1")
         self._tls = Tls(safety, offered) if safety.tls_cert else None
         self._parser = parser_factory(parser or best_parser(), limits)
@@ -208,14 +215,23 @@ class Server:
         return Connection(self, self._parser)
 
     def _two(self) -> asyncio.Protocol:
-        assert self._grpc is not None  # noqa: S101 - `_connection` has looked
-        return grpc_connection.Connection(self, self._grpc)
+        from edgekit_agent.serve.grpc.connection import Connection  # on many devices nobody calls it
+
+        return Connection(self, self.registry())
+
+    def registry(self) -> Registry:
+        """What is called over HTTP/2; only where that is spoken."""
+        if self._registry is None:
+            assert self._grpc is not None  # noqa: S101 - see above
+            self._registry = self._grpc()
+        return self._registry
 
     def _tick(self) -> None:
         now = self.now()
         for connection in list(self._connections):
             connection.check_time(now)
         self.budget.serve()
+        self.room.buffers.tend()
         if self.access is not None:
             self.access.refresh()
         if self._tls is not None:

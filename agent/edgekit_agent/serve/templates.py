@@ -30,8 +30,8 @@ class Template:
 
     request: oip.InferRequest
     """Without inputs."""
-    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, bool], ...]
-    """Name, data type, shape and offset in the body of each input, and whether it lies there aligned."""
+    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+    """Name, data type, shape and offset in the body of each input."""
     binary: bool
     """Whether all that it asks for comes as raw tensors: the answer's JSON depends on their shapes only."""
     fits: dict[int, int] = field(default_factory=dict)
@@ -42,9 +42,9 @@ class Template:
     def prepare(self, model: Model, body: bytes | bytearray, limits: Limits) -> Prepared:
         """As infer.prepare does it, with views of `body`. Raises InputError."""
         arrays = {}
-        for name, dtype, shape, offset, aligned in self.tensors:
+        for name, dtype, shape, offset in self.tensors:
             array: Array = np.ndarray(shape, dtype, body, offset)
-            arrays[name] = array if aligned else array.copy()
+            arrays[name] = array if array.flags.aligned else array.copy()
         samples = self.fits.get(model.number)
         if samples is not None:
             return Prepared(arrays, samples, note=self)
@@ -93,8 +93,7 @@ class Templates:
             self._known.clear()
         offset, tensors = json_size, []
         for name, array in arrays.items():
-            # The bytes of a bytes object or bytearray begin at a multiple of 16.
-            tensors.append((name, array.dtype, array.shape, offset, offset % array.itemsize == 0))
+            tensors.append((name, array.dtype, array.shape, offset))
             offset += array.nbytes
         if parsed.wanted is None:
             binary = parsed.binary_default

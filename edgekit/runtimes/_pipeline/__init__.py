@@ -34,11 +34,6 @@ class Noted:
     placement: _pictures.Placement | None = None
 
 
-def engine_files(config: VariantConfig, files: Files) -> Files:
-    """The files that the variant's engine is given."""
-    return {name: files[name] for name in files if name in config.engine_files}
-
-
 class Processor:
     """Thread-safe: it holds tables only."""
 

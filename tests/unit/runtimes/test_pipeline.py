@@ -38,7 +38,8 @@ from edgekit.bundle.steps import (
 )
 from edgekit.errors import EngineError, EngineMissing, InputError
 from edgekit.runtimes import Array, Files
-from edgekit.runtimes._pipeline import Processor, engine_files, scores
+from edgekit.runtimes._base import engine_files
+from edgekit.runtimes._pipeline import Processor, scores
 from edgekit.runtimes._pipeline.sound import Cepstrum, Sound
 from tests.support.serving import LABELS
 from tests.unit.runtimes import kws

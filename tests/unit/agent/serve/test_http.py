@@ -76,7 +76,7 @@ class Wire:
 @contextlib.asynccontextmanager
 async def serving(parser: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[Server, Core, int]]:
     core = Core(limits)
-    server = Server(Router(core).handle, limits, parser, grpc=services.registry(core))
+    server = Server(Router(core).handle, limits, parser, grpc=lambda: services.registry(core))
     candidate = linear()
     with candidate.memory() as fds:
         proven = engine.load(candidate.load, fds)
@@ -240,6 +240,86 @@ def test_large_bodies_arrive_as_they_were_sent(
             assert status == 200 and body.endswith(raw)
 
     with_wire(test, LARGE)
+
+
+def padded(count: int, start: float, pad: int) -> tuple[bytes, bytes]:
+    """As `rows`, with a JSON part that is `pad` bytes longer."""
+    message, raw = rows(count, start)
+    head = message.partition(b"\r\n\r\n")[2][: -len(raw)] + b" " * pad
+    return post(head + raw, f"Inference-Header-Content-Length: {len(head)}\r\n"), raw
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 7, 16])
+def test_large_bodies_after_the_same_head_go_straight_to_their_place(
+    with_wire: Callable[..., None], pad: int
+) -> None:
+    async def test(wire: Wire) -> None:
+        begins = [padded(20_000, start, pad) for start in range(5)]
+        length = begins[0][0].index(b"\r\n\r\n") + 4
+        assert len({message[:length] for message, _ in begins}) == 1
+        for cut in (0, 1, 20, 60, length, length + 1, 100_000):
+            for message, raw in begins:
+                wire.send(message[:cut])
+                if cut:
+                    await asyncio.sleep(0.001)
+                wire.send(message[cut:])
+                assert (await wire.answer())[2].endswith(raw)
+        others = [padded(20_000, 7, pad + 1), padded(30_000, 8, pad), rows(20_001, 9)]  # heads begin alike
+        for message, raw in [*others, begins[0], *others, begins[1]]:
+            wire.send(message + message + post() + message)
+            for number in range(4):
+                answer = await wire.answer()
+                if number == 2:
+                    fine(answer)
+                else:
+                    assert answer[2].endswith(raw)
+        message, raw = begins[2]
+        wire.send(message + message)
+        assert [(await wire.answer())[2].endswith(raw) for _ in range(2)] == [True, True]
+        wire.send(message[:30])
+        refused(await wire.answer(), 408)
+        assert await wire.closed()
+
+    with_wire(test, dataclasses.replace(LARGE, read_timeout_s=2))
+
+
+@pytest.mark.parametrize("stack", STACKS, ids="-".join)
+def test_large_bodies_wait_in_their_sockets_while_there_is_enough_to_do(stack: tuple[str, str]) -> None:
+    parser, loop = stack
+    message, raw = rows(100_000, 1)
+    limits = dataclasses.replace(LARGE, max_ahead_bytes=1000, read_timeout_s=0.4)
+
+    async def main() -> None:
+        async with serving(parser, limits) as (server, _, port):
+            wire = await Wire(port).open()
+            try:
+                wire.send(message)
+                assert (await wire.answer())[2].endswith(raw)  # its head is known from now on
+                for _ in range(3):
+                    server.room.ahead.add(10_000)  # as if so many were complete
+                others = [wire, await wire.another(), await wire.another()]
+                for other in others:
+                    other.send(message)
+                gone = await wire.another()
+                gone.send(message[:-1])
+                await asyncio.sleep(1.0)  # longer than a client may take: it does not count
+                assert not any(other.reader._buffer for other in others)  # type: ignore[attr-defined]
+                small = await wire.another()
+                small.send(post())
+                fine(await small.answer())
+                assert server.shares._buffered < 4 * 1_600_000
+                gone.writer.close()
+                for _ in range(3):
+                    server.room.ahead.remove(10_000)
+                for other in others:
+                    assert (await other.answer())[2].endswith(raw)
+                assert (server.room.ahead._count, server.room.ahead._bytes) == (0, 0)
+                assert not server.room.ahead._waiting and server.shares._buffered == 0
+            finally:
+                await wire.close_all()
+
+    with asyncio.Runner(loop_factory=lambda: new_loop(loop)) as runner:
+        runner.run(main())
 
 
 def test_a_large_body_that_stops_is_an_error_and_its_memory_is_let_go(with_wire: Callable[..., None]) -> None:

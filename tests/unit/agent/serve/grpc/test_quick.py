@@ -187,8 +187,7 @@ def test_ids_come_back_and_a_trace_goes_on() -> None:
 @pytest.mark.parametrize("wanted", ["none", "failed", "all"])
 def test_what_is_logged(wanted: logs.Requests, caplog: pytest.LogCaptureFixture) -> None:
     async def test(wire: Wire, server: Server, core: Core) -> None:
-        assert server._grpc is not None
-        server._grpc.log = wanted
+        server.registry().log = wanted
         body = request()
         for number in (1, 3):
             wire.call(number, "ModelInfer", body, (b"x-request-id", b"r1"))
