@@ -13,7 +13,7 @@ from edgekit_agent.serve.grpc.h2 import guard
 from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.link import Link
-from edgekit_agent.serve.grpc.service import Incoming, Method, Reply
+from edgekit_agent.serve.grpc.service import Arrived, Incoming, Method, Reply
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.shares import Share
 from edgekit_agent.serve.trace import Span
@@ -64,7 +64,7 @@ class _Base:
         whole: framing.Buffer | Compressed = message
         if compressed:
             whole = Compressed(message, headers.get(b"grpc-encoding", b"identity"))
-        return Incoming(whole, time.perf_counter_ns(), self._deadline_ns, headers, self._link.peer)
+        return Arrived(whole, time.perf_counter_ns(), self._deadline_ns, headers, self._link.peer)
 
     def _note(self, code: int) -> None:
         """The call has ended."""

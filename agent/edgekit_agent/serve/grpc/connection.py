@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from edgekit_agent.serve import peer
 from edgekit_agent.serve.access import Access, Refused
@@ -183,8 +183,8 @@ class Connection(asyncio.Protocol):
         except RpcError as exc:
             self._refuse(stream, exc)
 
-    def on_whole(self, stream: Stream, data: bytes, start: int, end: int) -> None:
-        assert isinstance(stream, Quick)  # noqa: S101 - as the machine was told
+    def on_whole(self, stream: Any, data: bytes, start: int, end: int) -> None:
+        """`stream` is Quick, as the machine was told."""
         plan: Plan = stream.head.plan
         body = start + PREFIX_BYTES
         last = end - start == plan.octets and data[start:body] == plan.prefix
@@ -266,10 +266,15 @@ class Connection(asyncio.Protocol):
 
     def _touched(self) -> None:
         """There is something to send: at once, or together with what follows."""
-        if self._receiving:
+        machine, transport = self._machine, self._transport
+        if self._receiving or transport is None:
             return
-        if not self._machine.streams:
-            self._flush()
+        if not machine.streams:
+            usual = self._blocked is None and not machine.closed and not self._ended
+            if usual and not machine.peer_leaves and not machine.output.waiting:
+                transport.write(machine.output.take())
+            else:
+                self._flush()
         elif not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)

@@ -54,12 +54,10 @@ _CONTENTS = {
 class Codec:
     """One infer request. See infer.Codec."""
 
-    identity = b""
-    """The request's id, once that is known."""
-    heavy = False
-    """Whether decoding is worth a thread: raw tensors are taken as they lie, so only the others count."""
-    _template: Template | None = None
-    _values: Values | None = None
+    __slots__ = (
+        "_incoming", "_regions", "_stream", "_template", "_templates", "_values", "heavy", "identity", "name",
+        "version",
+    )  # fmt: skip
 
     def __init__(
         self, incoming: Incoming, regions: Regions, templates: Templates, stream: bool = False
@@ -69,8 +67,15 @@ class Codec:
         self._regions = regions
         self._templates = templates
         self._stream = stream
+        self._template: Template | None = None
+        self._values: Values | None = None
+        self.identity = b""
+        """The request's id, once that is known."""
+        self.heavy = False
+        """Whether decoding is worth a thread: raw tensors are taken as they lie, so only the others count."""
         message = incoming.message
-        if isinstance(message, bytes) and (found := templates.find(message)) is not None:
+        found = templates.find(message) if isinstance(message, bytes) else None
+        if found is not None and found[1].isascii():  # of others the parser says whether they are UTF-8
             self._template, self.identity = template, _ = found
             self.name, self.version = template.name, template.version
         elif isinstance(message, Compressed):

@@ -82,13 +82,6 @@ class Template(templates.Template):
 class Templates(templates.Templates[Template]):
     """What is known of ModelInfer."""
 
-    def find(self, message: bytes) -> tuple[Template, bytes] | None:
-        """With the request's id."""
-        found = super().find(message)
-        if found is not None and not found[1].isascii():
-            return None  # whether it is UTF-8 is for the parser to say
-        return found
-
     def learn(self, message: bytes, name: str, version: str, parsed: oip.InferRequest) -> None:
         """Keep what `message` was found to say, when its like may come again."""
         arrays = parsed.inputs

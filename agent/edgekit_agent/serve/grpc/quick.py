@@ -6,15 +6,17 @@ Most calls are such: clients repeat their header, and a small request fits into 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 
 from edgekit_agent.serve.grpc import framing, status
-from edgekit_agent.serve.grpc.framing import PREFIX_BYTES, prefix
+from edgekit_agent.serve.grpc.framing import PREFIX_BYTES, Buffer, Compressed, prefix
 from edgekit_agent.serve.grpc.h2.head import Head
 from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.link import BUSY, JOINED_BYTES, USUAL, Link
-from edgekit_agent.serve.grpc.service import Incoming, Method, Reply
+from edgekit_agent.serve.grpc.service import Method, Reply
+from edgekit_agent.serve.peer import Peer
 from edgekit_agent.serve.shares import Share
 
 _prefix = lru_cache(256)(prefix)
@@ -51,11 +53,18 @@ def plan(link: Link, method: Method, head: Head) -> Plan | None:
     return Plan(link, method, framing.timeout_ns(head.headers.get(b"grpc-timeout")))
 
 
-class Quick(Stream, Incoming):
-    """One such call: stream, message and exchange in one. See link.Exchange."""
+class Quick(Stream):
+    """One such call: stream, message and exchange in one. See service.Incoming and link.Exchange."""
 
+    __slots__ = ("_link", "_share", "deadline_ns", "headers", "message", "peer", "received_ns")
+
+    message: Buffer | Compressed
+    headers: Mapping[bytes, bytes]
+    peer: Peer
+    received_ns: int
+    deadline_ns: int
     _link: Link
-    _share: Share | None = None  # that it counts in
+    _share: Share | None  # that it counts in
 
     def begin(self, plan: Plan, data: bytes, start: int, end: int) -> None:
         """Have the message data[start:end] answered."""
@@ -63,6 +72,7 @@ class Quick(Stream, Incoming):
         self._link = link = plan.link
         share = link.share
         method = plan.method
+        self._share = None
         if method.counted and share is not None:
             if not link.shares.begin(share, self.begun):
                 link.finish(self, status.RESOURCE_EXHAUSTED, BUSY, begun=False)

@@ -30,8 +30,7 @@ Respond = Callable[[Reply], None]
 """Takes the answer, now or later, exactly once, on the event loop."""
 
 
-@dataclass(slots=True)
-class Incoming:
+class Incoming(Protocol):
     """One message of a call."""
 
     message: Buffer | Compressed
@@ -40,11 +39,18 @@ class Incoming:
     deadline_ns: int
     """By the same clock, from grpc-timeout; 0: none."""
     headers: Mapping[bytes, bytes]
-    peer: Peer = NOBODY
+    peer: Peer
 
-    def plain(self, max_bytes: int) -> Buffer:
-        """The message unpacked. Raises RpcError."""
-        return self.message.whole(max_bytes) if isinstance(self.message, Compressed) else self.message
+
+@dataclass(slots=True)
+class Arrived:
+    """An `Incoming` by itself."""
+
+    message: Buffer | Compressed
+    received_ns: int
+    deadline_ns: int
+    headers: Mapping[bytes, bytes]
+    peer: Peer = NOBODY
 
 
 Handler = Callable[[Incoming, Respond], None]
@@ -77,7 +83,9 @@ def personal(request: Message, response: Message, function: Callable[[Values, Pe
     """The same for a function to which it matters who asks."""
 
     def handler(incoming: Incoming, respond: Respond) -> None:
-        values = wire.decode(request, incoming.plain(_MAX_SIMPLE_BYTES), max_items=4096)
+        message = incoming.message
+        plain = message.whole(_MAX_SIMPLE_BYTES) if isinstance(message, Compressed) else message
+        values = wire.decode(request, plain, max_items=4096)
         respond(Reply([wire.encode(response, function(values, incoming.peer))]))
 
     return Method(handler, counted=False)

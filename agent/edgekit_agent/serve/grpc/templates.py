@@ -65,11 +65,13 @@ class Templates(Generic[T]):
 
     def find(self, message: bytes) -> tuple[T, bytes] | None:
         """With what the pattern's field of variable size holds."""
-        for place, template in enumerate(self.known):
+        known = self.known
+        for template in known:
             found = template.pattern.fits(message)
             if found is not None:
-                if place:
-                    self.known.insert(0, self.known.pop(place))
+                if template is not known[0]:
+                    known.remove(template)
+                    known.insert(0, template)
                 return template, found
         return None
 

@@ -41,7 +41,8 @@ class Guard:
     def tick(self, now: float) -> None:
         """`now` in seconds, never falling."""
         if self.left < CAPACITY:
-            self.left = min(CAPACITY, self.left + (now - self._now) * REFILL_PER_S)
+            left = self.left + (now - self._now) * REFILL_PER_S
+            self.left = left if left < CAPACITY else CAPACITY
         self._now = now
 
     def spend(self, cost: int, what: str) -> None:
@@ -50,5 +51,5 @@ class Guard:
             raise H2Error(ENHANCE_YOUR_CALM, f"too many {what}")
 
     def earn(self, points: int) -> None:
-        if self.left < CAPACITY:
-            self.left = min(CAPACITY, self.left + points)
+        left = self.left + points
+        self.left = left if left < CAPACITY else CAPACITY

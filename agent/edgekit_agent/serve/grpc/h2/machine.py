@@ -83,10 +83,7 @@ class Machine:
     # --- in
 
     def receive(self, data: bytes, now: float) -> bool:
-        """Take what the peer sent. Never raises: a broken rule becomes RST_STREAM or GOAWAY.
-
-        True: that was one whole request of the usual kind and nothing else.
-        """
+        """Take what the peer sent; True: as most send it. A broken rule becomes RST_STREAM or GOAWAY."""
         if self.closed:
             return False
         self.now = now
@@ -94,7 +91,7 @@ class Machine:
         pos = 0
         if self.usual is not None and not self._rest and not self._payload.coming:
             pos = whole.take(self, data, 0, len(data))
-            if pos == len(data):
+            if pos == len(data) or whole.widens(self, data, pos):
                 return True
         try:
             self._parse(self._rest + data if self._rest else data, pos)

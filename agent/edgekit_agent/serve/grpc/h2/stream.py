@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit_agent.serve.grpc.h2.head import Head
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Stream:
-    """States of RFC 9113 section 5.1: `remote_done` and `local_done` are its two half-closed states.
-
-    What most streams never change is the class's, and costs a new one nothing.
-    """
+    """States of RFC 9113 section 5.1: `remote_done` and `local_done` are its two half-closed states."""
 
     id: int
     head: Head
@@ -27,18 +24,18 @@ class Stream:
     received: int = 0
     """Octets of the body so far, without padding."""
     remote_done: bool = False
-    local_done: bool = field(default=False, init=False)
+    local_done: bool = False
     """Our END_STREAM is sent, or waits in `trailers`, or the stream was reset."""
-    closed: bool = field(default=False, init=False)
-    busy: bool = field(default=False, init=False)
+    closed: bool = False
+    busy: bool = False
     """Set by the sink while work is done that a reset does not stop; counts against the limit of streams."""
-    coming: int = field(default=0, init=False)
+    coming: int = 0
     """Octets of the DATA frame at hand that are counted in the window and have not come yet."""
-    pending: deque[memoryview] | None = field(default=None, init=False)
+    pending: deque[memoryview] | None = None
     """What flow control has not let out."""
-    trailers: bytes | None = field(default=None, init=False)
+    trailers: bytes | None = None
     """Header block that follows `pending`; empty: the last DATA frame ends the stream."""
-    moved: float = field(default=0.0, init=False)
+    moved: float = 0.0
     """When `pending` last became shorter."""
-    app: Any = field(default=None, init=False)
+    app: Any = None
     """The sink's own."""

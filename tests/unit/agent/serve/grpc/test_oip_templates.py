@@ -17,7 +17,7 @@ from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.serve.grpc.oip_infer import Codec
 from edgekit_agent.serve.grpc.oip_templates import Templates
 from edgekit_agent.serve.grpc.patterns import MAX_ID
-from edgekit_agent.serve.grpc.service import Incoming
+from edgekit_agent.serve.grpc.service import Arrived
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
 from edgekit_agent.serve.shared_memory import Regions
@@ -52,7 +52,7 @@ def ask(
     message: bytes, templates: Templates, to: Model = SERVED, *, stream: bool = False
 ) -> tuple[bool, dict[str, bytes], bytes, int]:
     """Whether it was recognized, the inputs, the answer, its priority. Raises InputError."""
-    codec = Codec(Incoming(message, 1_000, 0, {}), Regions(), templates, stream)
+    codec = Codec(Arrived(message, 1_000, 0, {}), Regions(), templates, stream)
     prepared = codec.decode(to, LIMITS)
     outputs = {
         spec.name: np.arange(prepared.samples * spec.shape[1], dtype=np.float32).reshape(prepared.samples, -1)

@@ -65,6 +65,12 @@ def request(number: int, body: bytes = b"body", block: bytes = AGAIN) -> bytes:
     return frame(frames.HEADERS, frames.END_HEADERS, number, block) + data(number, body, end=True)
 
 
+def as_grpcio(number: int, body: bytes = b"body", block: bytes = AGAIN, more: int = 5) -> bytes:
+    """With what it adds to windows."""
+    head = frame(frames.HEADERS, frames.END_HEADERS, number, block) + frames.window_update(number, more)
+    return head + data(number, body, end=True) + frames.window_update(0, 46)
+
+
 def settled() -> tuple[Peer, Planner]:
     """Two requests have come: the table is filled, and the header that repeats is known."""
     peer, sink = planner(CONFIG)
@@ -89,6 +95,37 @@ def test_requests_that_repeat() -> None:
         assert sink.requests[-1].head.path == b"/a/b"
         assert [f.stream for f in finish(peer, peer.machine.streams[number])] == [number]
     assert sink.whole == 48
+
+
+def test_windows_that_grpcio_widens_with_each_request() -> None:
+    peer, sink = settled()
+    before = peer.machine.output.window
+    for number in range(5, 101, 2):
+        assert not peer.send(as_grpcio(number)) and sink.ended[-1] == number
+        assert peer.machine.streams[number].send_window == 65535 + 5
+        finish(peer, peer.machine.streams[number])
+    assert sink.whole == 48 and peer.machine.output.window == before + 48 * 46
+    peer.send(as_grpcio(101) + as_grpcio(103))
+    assert sink.whole == 50 and peer.machine.output.window == before + 50 * 46
+
+
+@pytest.mark.parametrize(("more", "code"), [(0, e.PROTOCOL_ERROR), (frames.MAX_WINDOW, e.FLOW_CONTROL_ERROR)])
+def test_a_window_that_is_widened_wrongly(more: int, code: int) -> None:
+    peer, sink = settled()
+    peer.send(as_grpcio(5))
+    assert [f.payload[3] for f in peer.send(as_grpcio(7, more=more)) if f.kind == frames.RST_STREAM] == [code]
+    assert sink.ended[-1] == 5 and sink.reset == [7]
+    assert (
+        goaway(peer.send(as_grpcio(9) + frames.window_update(0, frames.MAX_WINDOW))) == e.FLOW_CONTROL_ERROR
+    )
+
+
+def test_widening_that_brings_nothing_is_a_flood() -> None:
+    peer, _ = settled()
+    peer.send(as_grpcio(5))
+    for _ in range(990):
+        assert not peer.send(frames.window_update(0, 1))
+    assert goaway(peer.send(frames.window_update(0, 1) * 20)) == e.ENHANCE_YOUR_CALM
 
 
 def test_several_in_one_piece_and_the_limit_of_streams() -> None:
@@ -196,7 +233,8 @@ def test_as_frame_by_frame(pieces: list[bytes | tuple[bytes, bytes]], seed: int)
         if isinstance(piece, bytes):
             stream += piece
         else:
-            stream += request(number, *piece)
+            make = as_grpcio if chance.random() < 0.5 else request
+            stream += make(number, *piece)
             number += chance.choice((2, 2, 2, 2, 0, 1, 4))
     fast, slow = Peer(CONFIG, hello=False), Peer(CONFIG, hello=False)
     fast.sink = fast.machine.sink = Planner()
