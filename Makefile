@@ -53,12 +53,13 @@ bench: system install
 	@$(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.swap $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.recovery $(if $(QUICK),--quick)
+	-@$(BIN)/python -m benchmarks.peers $(if $(QUICK),--quick)
 	-@$(BIN)/python -m benchmarks.quantization $(if $(QUICK),--quick)
 	-@$(BIN)/python -m benchmarks.olive $(if $(QUICK),--rounds 1)
 	@$(BIN)/python -m benchmarks.mixed_precision
 	@$(if $(QUICK),,$(BIN)/python -m benchmarks.compression)
 	@$(BIN)/python docs/check.py --write
-bench: SYSTEM = mosquitto
+bench: SYSTEM = mosquitto h2load:nghttp2-client
 
 dist: install
 	@rm -rf dist

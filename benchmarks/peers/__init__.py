@@ -1,0 +1,1 @@
+"""The agent beside other model servers: see `python -m benchmarks.peers --help`."""
