@@ -16,6 +16,9 @@ PING_S = 1.0
 PING_TIMEOUT_S = 0.5
 LEAK_S = 3.0
 """Memory over the budget for so long is not a large request's: it will not come back."""
+HELD_UP_S = 1.0
+"""When so much lies between two looks, all of the machine stood still (a virtual machine is paused, memory is
+paged out): that time is nobody's fault."""
 EXCESS = 1.25
 """Times the budget that no process may have for a moment; its own allocations fail from there, too."""
 SPIN_S = 10.0
@@ -47,16 +50,33 @@ class Guard:
         self._heard = self._pinged = now
         self._silence_s = hang_s if answered else max(hang_s, START_S)
         self._fat_since: float | None = None
+        self._looked = now
+        self._lost_s = 0.0  # of the time that an overdue run has taken
         self._requests = -1
         self._quiet_since, self._quiet_cpu_s = now, self._engine_cpu_s()
 
     def look(self) -> Verdict | None:
         """None: all is well. Raises nothing; takes up to PING_TIMEOUT_S."""
+        self._forgive(time.monotonic() - self._looked)
+        verdict = self._look()
+        self._looked = time.monotonic()
+        return verdict
+
+    def _look(self) -> Verdict | None:
         if not self._serving.alive:
             return Verdict("it ended")
-        if overdue := self._serving.page.overdue_s(time.monotonic_ns()):
-            return Verdict(f"an inference should have ended {overdue:.1f} s ago", stuck=True)
+        overdue = self._serving.page.overdue_s(time.monotonic_ns())
+        if overdue > self._lost_s:
+            return Verdict(f"an inference should have ended {overdue - self._lost_s:.1f} s ago", stuck=True)
+        if not overdue:
+            self._lost_s = 0.0
         return self._memory() or self._ping()
+
+    def _forgive(self, gap_s: float) -> None:
+        """Since the last look `gap_s` has passed: when that is because nothing ran, it does not count."""
+        if gap_s > HELD_UP_S:
+            self._lost_s += gap_s
+            self._heard += gap_s
 
     def _memory(self) -> Verdict | None:
         if not self._memory_mib:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -14,10 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.agent_latency import ask as ask_raw
+from benchmarks.agent_latency import binary_request
 from edgekit import bundle
 from edgekit.bundle.model import Variant
 from edgekit.errors import EngineError, GoldenError, SystemFault
 from edgekit.runtimes import Array
+from edgekit.runtimes._preprocess import apply
 from edgekit.wire import JobState
 from edgekit_agent import spare
 from edgekit_agent.config import ServeSection
@@ -28,7 +32,9 @@ from tests.support import stranger
 from tests.support.agent_process import AGENT, Device, device
 from tests.support.bundles import Keys
 from tests.support.devices import Client, X, poison, release, strange, variant, wait_for
-from tests.support.serving import UnixConnection
+from tests.support.serving import UnixConnection, keyword_spotter
+from tests.support.started import started
+from tests.unit.runtimes import kws
 
 pytestmark = pytest.mark.faults
 
@@ -312,3 +318,37 @@ def test_a_spare_costs_nothing_where_memory_is_short() -> None:
     made.tend("reference")
     assert started == [1], "what failed is not tried again at once"
     made.close()
+
+
+def test_a_machine_that_stands_still_costs_nobody_an_answer(tmp_path: Path) -> None:
+    """As when a virtual machine is paused: everything stops in the middle of inferences, for longer than any
+    may take, and goes on."""
+    failed: list[str] = []
+    with started(tmp_path, keyword_spotter()) as agent:
+        message = binary_request(apply(kws.SCALE.affine[0], kws.data()[0][:64]))
+        done = threading.Event()
+
+        def load() -> None:
+            with socket.create_connection(("127.0.0.1", agent.port), timeout=30) as sock:
+                while not done.is_set():
+                    try:
+                        ask_raw(sock, message)
+                    except (OSError, RuntimeError) as exc:
+                        failed.append(str(exc))
+                        return
+
+        clients = [threading.Thread(target=load) for _ in range(3)]
+        for client in clients:
+            client.start()
+        for _ in range(2):
+            time.sleep(0.7)
+            agent.serving.suspend()
+            agent.supervisor.suspend()
+            time.sleep(3.5)
+            agent.supervisor.resume()
+            agent.serving.resume()
+        time.sleep(0.7)
+        done.set()
+        for client in clients:
+            client.join()
+        assert failed == [] and agent.same(), agent.log.read_text()

@@ -35,3 +35,18 @@ def test_after_its_first_answer_it_gets_no_more_than_others(tmp_path: Path) -> N
         assert looks(guard, 1.2) == []
         made.serving.process.send_signal(signal.SIGSTOP)
         assert looks(guard, 3.0) != []
+
+
+def test_a_machine_that_stood_still_is_nobodys_fault(tmp_path: Path) -> None:
+    """Neither the inference under way nor the silence counts; what is still stuck afterwards does."""
+    with stand(tmp_path) as made:
+        made.serving.ping(timeout_s=60)
+        guard = Guard(made.serving, hang_s=1.0)
+        assert looks(guard, 0.3) == []
+        made.serving.process.send_signal(signal.SIGSTOP)
+        now = time.monotonic_ns()
+        made.serving.page.words[0], made.serving.page.words[1] = now, now + 400_000_000  # as a run does
+        time.sleep(2.0)  # the supervisor does not look either
+        assert guard.look() is None
+        verdict = looks(guard, 2.0)[0]
+        assert verdict.stuck and verdict.reason.startswith("an inference should have ended")
