@@ -45,6 +45,7 @@ from edgekit_agent.serve.core import Core
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
+from edgekit_agent.serve.quiet import Quiet
 from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S = 1.0
 _ALWAYS_MIB = 16.0
 """Growth that is let through even over the budget: answering errors needs some memory too."""
 
@@ -95,6 +97,17 @@ class Worker:
                 return
             self._later(self._carry_out(message, fds))
 
+    async def tend(self) -> None:
+        """Give back what load has left, when it is over. For ever."""
+        quiet = Quiet(time.monotonic())
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if quiet.look(time.monotonic(), self._answered()) and not self.core.in_flight:
+                await asyncio.to_thread(process.give_back_memory)
+
+    def _answered(self) -> int:
+        return sum(counters.requests for counters in self.core.ledger)
+
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -118,8 +131,7 @@ class Worker:
                     await self.channel.send(self._stats(message.id))
                 case Ping():
                     in_flight, age = self.core.in_flight, self.core.oldest_run_s()
-                    answered = sum(counters.requests for counters in self.core.ledger)
-                    await self.channel.send(Pong(message.id, in_flight, age, answered))
+                    await self.channel.send(Pong(message.id, in_flight, age, self._answered()))
                 case Drain():
                     if message.abandon:
                         self.server.draining = True
@@ -226,6 +238,7 @@ async def serve(
     core.connections = lambda: server.connections
     worker = Worker(AsyncChannel(control), core, server, watch)
     obeying = asyncio.create_task(worker.obey())
+    tending = asyncio.create_task(worker.tend())
     loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
     if wait_for_load:
         waiting = asyncio.create_task(worker.first_load.wait())
@@ -235,6 +248,7 @@ async def serve(
         await server.listen(listeners)
     with contextlib.suppress(asyncio.CancelledError):
         await obeying
+    tending.cancel()
     server.close()
 
 

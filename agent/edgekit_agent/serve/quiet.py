@@ -1,0 +1,24 @@
+"""When nobody has asked for a while, and what load has left in the heap may go back to the system. Pure."""
+
+from __future__ import annotations
+
+QUIET_S = 10.0
+"""The first run afterwards takes 3 ms longer (measured for a network that had 30 MiB to give back)."""
+
+
+class Quiet:
+    """Asked now and then; True once after each load."""
+
+    def __init__(self, now: float) -> None:
+        self._answered = 0
+        self._since = now
+        self._tidy = True
+
+    def look(self, now: float, answered: int) -> bool:
+        """`answered`: requests so far; `now` in seconds, on any clock."""
+        if answered != self._answered:
+            self._answered, self._since, self._tidy = answered, now, False
+        if self._tidy or now - self._since < QUIET_S:
+            return False
+        self._tidy = True
+        return True
