@@ -41,9 +41,10 @@ def serve(
 
     Raises BundleError, InputError, EngineError, SystemFault (busy port) before anything is served.
     """
-    here = device.describe(DeviceSection("standalone", profile, emulated))
     ring = KeyRing.at()  # on the machine that built the bundle, its keys are at hand
     opened = bundle.open(path, [VerifyKey.load(one) for one in trust or [ring.builder_public]])
+    engines = {entry.config.engine.name for entry in opened.variants}
+    here = device.describe(DeviceSection("standalone", profile, emulated), engines)
     content_key = _content_key(opened, key or ring.recipient_private)
     supervisor = Supervisor(section, log=log_section)
     supervisor.bind()

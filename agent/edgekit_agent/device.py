@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from edgekit import host, profile, runtimes
@@ -22,8 +23,11 @@ class Device:
     cpu: str = ""
 
 
-def describe(section: DeviceSection) -> Device:
-    """This device. Raises ProfileError: unknown profile, or hardware that is not the profile's."""
+def describe(section: DeviceSection, wanted: Collection[str] | None = None) -> Device:
+    """This device; of its engines only those that are `wanted`: looking for one imports its library.
+
+    Raises ProfileError: unknown profile, or hardware that is not the profile's.
+    """
     machine = host.read()
     known = profile.detect(machine) if section.profile == "auto" else profile.get(section.profile)
     lacking = profile.unmet_by(known, machine)
@@ -39,15 +43,17 @@ def describe(section: DeviceSection) -> Device:
         emulated=section.emulated,
         architecture=machine.architecture,
         isa=machine.isa,
-        engines=engines(),
+        engines=engines(wanted),
         cpu=machine.cpu,
     )
 
 
-def engines() -> dict[str, str]:
+def engines(wanted: Collection[str] | None = None) -> dict[str, str]:
     """Installed engines and their versions."""
     found = {}
     for name in runtimes.names():
+        if wanted is not None and name not in wanted:
+            continue
         try:
             found[name] = runtimes.get(name).version()
         except EngineMissing:

@@ -280,6 +280,7 @@ def main() -> int:
         f"fp32, onnxruntime {runtimes.get('onnxruntime').version()} with one thread, servers on one core and"
         f" a closed-loop client on the other ({machine.cpu}); medians of rounds in which the agent and one"
         " peer were asked in turn (`benchmarks/peers`). CPU ms: of all processes of the server, per request."
+        f"{' A quick run.' if options.quick else ''}"
     )
     ordered = {name: found[name] for name in PEERS if name in found}
     document = {

@@ -59,7 +59,7 @@ class Server:
     name: str
     version: str
     packages: tuple[str, ...]
-    """Installed with the same onnxruntime and NumPy into an environment of its own; none: this one."""
+    """Installed with the same onnxruntime into an environment of its own; none: this one."""
     ways: tuple[Way, ...]
     """In which it is asked, the fastest first."""
     ask: Callable[[Net, Way], Ask]
@@ -71,8 +71,8 @@ class Server:
     def python(self) -> Path:
         if not self.packages:
             return Path(sys.executable)
-        same = [f"{name}=={metadata.version(name)}" for name in ("onnxruntime", "numpy")]
-        return environment(CACHE / self.name.partition(",")[0].lower(), [*self.packages, *same])
+        same = f"onnxruntime=={metadata.version('onnxruntime')}"
+        return environment(CACHE / self.name.partition(",")[0].lower(), [*self.packages, same])
 
 
 def _agent(folder: Path, net: Net, _: Path) -> Setup:
