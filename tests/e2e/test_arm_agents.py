@@ -25,7 +25,9 @@ from edgekit.build.request import Request
 from edgekit.bundle.model import ReleaseInfo, TensorSpec, Variant
 from edgekit.profile import Profile
 from edgekit.runtimes import Array
-from tests.support import arm
+from edgekit.wire import JobState
+from tests.support import arm, devices
+from tests.support.agent_process import device
 from tests.support.bundles import Keys
 from tests.support.wheels import ROOT, build_wheels
 
@@ -107,6 +109,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return Release(folder, path, keys, {one.config.profile: one for one in made.variants})
 
 
+@pytest.fixture(scope="module")
+def boards(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, arm.Board]:
+    """By profile."""
+    return {name: arm.board(tmp_path_factory.mktemp(name), chosen(name), wheels) for name in TARGETS}
+
+
 def ask(port: int, body: bytes, header: int | None = None) -> tuple[int, bytes, int]:
     """Status, body, and the length of its JSON part."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -152,9 +160,9 @@ def golden(variant: Variant) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_arm_board_serves_the_certified_answers(
-    name: str, release: Release, wheels: Path, tmp_path: Path
+    name: str, release: Release, boards: dict[str, arm.Board]
 ) -> None:
-    board = arm.board(tmp_path, chosen(name), wheels)
+    board = boards[name]
     found = board.run("-c", LOOK, *FAST)
     assert found["machine"] == profile.get(name).hardware.architecture
     assert found["python"].startswith("3.11.")
@@ -193,3 +201,17 @@ def test_an_arm_board_serves_the_certified_answers(
         assert len(labels) == certificate.samples
         assert certified.low <= accuracy <= certified.high, (accuracy, certified)
         assert np.abs(as_json(port, real[:10], spec) - scores[:10]).max() < 1e-5
+
+
+def test_a_32_bit_device_of_a_fleet_activates_what_is_assigned(
+    boards: dict[str, arm.Board], tmp_path: Path
+) -> None:
+    """Journal, mutual TLS, the sealed key, signatures, probe, swap and watch with what Debian has there."""
+    with device(tmp_path) as made:
+        made.program = boards["raspberry-pi-3"].agent
+        path = devices.release(tmp_path, "1.0.0", devices.variant(3.0), keys=made.place.keys)
+        job = made.assign(path).job
+        made.start()
+        assert made.end_of(job, arm.START_S) is JobState.SUCCEEDED, made.log()
+        assert made.client.served_weight() == 3.0
+        assert made.workers()

@@ -24,6 +24,8 @@ AGENT = str(Path(sys.executable).with_name("edgekit-agent"))
 class Device:
     """An agent whose broker is never there."""
 
+    program: str | Path = AGENT
+
     def __init__(self, place: StandIn, environment: Mapping[str, str] | None = None, **serve: Any) -> None:
         """`serve`: fields of the configuration's [serve]."""
         self.place = place
@@ -36,7 +38,7 @@ class Device:
     def start(self) -> None:
         with (self.state / "log").open("ab") as log:
             self.child = subprocess.Popen(
-                [AGENT, "--config", str(self.config)], stdout=log, stderr=log, env=self._environment
+                [self.program, "--config", str(self.config)], stdout=log, stderr=log, env=self._environment
             )
 
     def assign(self, path: Path, watch_s: float = 0.3) -> Assignment:
@@ -68,8 +70,8 @@ class Device:
     def ended(self, job: str) -> bool:
         return JobState(self.journal(job)[0]).terminal
 
-    def end_of(self, job: str) -> JobState:
-        wait_for(f"the end of {job}", lambda: self.ended(job))
+    def end_of(self, job: str, timeout_s: float = 60) -> JobState:
+        wait_for(f"the end of {job}", lambda: self.ended(job), timeout_s)
         return JobState(self.journal(job)[0])
 
     def kill(self) -> None:

@@ -152,7 +152,7 @@ def test_any_json_is_taken_or_refused(document: Any) -> None:
 
 
 def encode(request: oip.InferRequest, y: list[list[float]], labels: tuple[str, ...] = ()) -> Any:
-    outputs = {"y": np.array(y, np.float32), "z": np.array([5, 6])}
+    outputs: dict[str, Any] = {"y": np.array(y, np.float32), "z": np.array([5, 6], np.int64)}
     return oip.encode("m", "1", request, SPECS, outputs, labels)
 
 
