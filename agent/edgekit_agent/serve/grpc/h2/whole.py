@@ -118,9 +118,9 @@ def _learn(machine: Machine, data: bytes, pos: int, end: int) -> Usual | None:
     head = machine.blocks.known(data[start:middle])
     size = int.from_bytes(data[last : last + 3], "big")
     config = machine.config
-    if head is None or head.plan is None or head.length >= 0 or machine.refuse_above < frames.MAX_STREAM:
+    if head is None or head.plan is None or machine.refuse_above < frames.MAX_STREAM:
         return None
-    if not 0 < size <= min(config.window, config.frame_size):
+    if not 0 < size <= min(config.window, config.frame_size) or head.length not in (-1, size):
         return None
     usual = Usual((*parts, b""), body - pos, size, increment, head, config.window - size)
     if not data.startswith(number.join(usual.frames), pos):

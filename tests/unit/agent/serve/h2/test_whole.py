@@ -182,8 +182,8 @@ def test_a_body_beyond_the_window_or_the_length() -> None:
     answer = peer.send(request(5, bytes(301)))
     assert [(f.kind, f.payload[3]) for f in answer] == [(frames.RST_STREAM, e.FLOW_CONTROL_ERROR)]
     block = AGAIN + hpack.encode([(b"content-length", b"4")])
-    peer.send(request(7, block=block) + request(9, b"bodies", block=block))
-    assert sink.ended[-1] == 7 and sink.reset[-1] == 9 and sink.whole == 0
+    peer.send(request(7, block=block) + request(9, b"bodies", block=block) + request(11, block=block))
+    assert sink.ended == [1, 3, 7, 11] and sink.reset == [5, 9] and sink.whole == 1
 
 
 def test_the_connections_window_is_renewed() -> None:
