@@ -15,6 +15,7 @@ from edgekit_agent.serve.grpc.status import (
 )
 
 PREFIX_BYTES = 5
+_ALIGNED = 16  # any data type's size divides it
 ENCODINGS = (b"identity", b"gzip", b"deflate")
 _UNITS = {
     b"H": 3600 * 10**9,
@@ -40,7 +41,8 @@ class TooLargeError(InputError):
 class Messages:
     """Puts a stream's octets together to messages. Its memory is what was fed and not yet taken.
 
-    A message that came in one piece is handed on without a copy.
+    A message that came in one piece is handed on without a copy. One in several ends at an aligned address,
+    and with it its last tensor, which then need not be copied to be aligned.
     """
 
     __slots__ = ("_buffer", "_max", "_pos")
@@ -61,9 +63,11 @@ class Messages:
         elif isinstance(buffer, bytearray):
             buffer += chunk
         else:
-            self._buffer = bytearray(buffer[self._pos :])
+            rest = buffer[self._pos :]
+            self._pos = -(PREFIX_BYTES + int.from_bytes(rest[1:PREFIX_BYTES], "big")) % _ALIGNED
+            self._buffer = bytearray(self._pos)
+            self._buffer += rest
             self._buffer += chunk
-            self._pos = 0
 
     def missing(self) -> int:
         """Octets that the message at hand still lacks; 0 when it is whole or has not begun.
@@ -86,8 +90,8 @@ class Messages:
         end = pos + PREFIX_BYTES + size
         if len(self._buffer) < end:
             return None
-        if pos == 0 and end == len(self._buffer) and isinstance(self._buffer, bytearray):
-            message: Buffer = memoryview(self._buffer)[PREFIX_BYTES:]
+        if pos < _ALIGNED and end == len(self._buffer) and isinstance(self._buffer, bytearray):
+            message: Buffer = memoryview(self._buffer)[pos + PREFIX_BYTES :]
         elif isinstance(self._buffer, bytearray):
             message = bytes(memoryview(self._buffer)[pos + PREFIX_BYTES : end])
         else:

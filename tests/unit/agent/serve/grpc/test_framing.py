@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,24 @@ def test_a_message_in_one_piece_is_not_copied() -> None:
     reader.feed(piece)
     taken = reader.take()
     assert taken is not None and isinstance(taken[1], memoryview) and taken[1].obj is piece.obj
+
+
+@pytest.mark.parametrize("size", [100_000, 100_001, 100_013])
+def test_a_message_in_pieces_ends_aligned(size: int) -> None:
+    """Its last tensor, of a multiple of 16 octets, can be used where it lies."""
+    reader = Messages(1 << 20)
+    body = bytes(range(256)) * (size // 256 + 1)
+    for piece in (prefix(size)[:3], prefix(size)[3:], body[:7], body[7:size]):
+        reader.feed(piece)
+    assert reader.missing() == 0
+    taken = reader.take()
+    assert taken is not None and taken[1] == body[:size] and reader.empty
+    reader = Messages(1 << 20)
+    for piece in (prefix(size) + body[:7], body[7:size]):
+        reader.feed(piece)
+    taken = reader.take()
+    assert taken is not None and taken[1] == body[:size] and isinstance(taken[1], memoryview)
+    assert np.frombuffer(taken[1], np.uint8)[-96:].view("<f8").flags.aligned
 
 
 def test_size_is_checked_by_the_prefix() -> None:
