@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +40,7 @@ from edgekit_agent.prepare import (
     variant_named,
 )
 from edgekit_agent.prove import probe
+from edgekit_agent.shelf import Shelf
 from edgekit_agent.stages import Event
 from edgekit_agent.store import Activation, Release, Store
 from edgekit_agent.supervisor import Supervisor
@@ -98,7 +98,8 @@ class Activator:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._supervisor, self._device = store, supervisor, device
-        self._keys, self._download, self._bundles = keys, download, bundles
+        self._keys, self._download = keys, download
+        self._shelf = Shelf(bundles, store, certificates.folder)
         self._certificates = certificates
         self._restart_limit, self._changed = restart_limit, changed
         self._previous: Prepared | None = None
@@ -124,7 +125,7 @@ class Activator:
 
     def recover(self) -> None:
         """Settle what a crash left in the journal and serve the current release. Call before `start`."""
-        self._bundles.mkdir(mode=0o700, exist_ok=True)
+        self._shelf.make()
         entry = self._store.active()
         if entry is not None:
             entry = self._edge(entry, stages.step(entry, Event.RESTART))
@@ -143,11 +144,11 @@ class Activator:
                 break
             except EdgekitError as exc:
                 log.error("cannot serve the %s release %s: %s", role, release.assignment.release, exc)
-        self._clean()
+        self._shelf.clean()
 
     def _reload(self, release: Release) -> Prepared:
         """A release that was in service, from its ciphertext on disk."""
-        opened = open_assigned(self._path(release.assignment), release.assignment, self._keys.builders)
+        opened = open_assigned(self._shelf.path(release.assignment), release.assignment, self._keys.builders)
         key = assigned_key(release.assignment, self._keys.sealing)
         return into_memory(opened, variant_named(opened, release.variant), key)
 
@@ -204,7 +205,7 @@ class Activator:
         finally:
             if work.prepared is not None and work.prepared is not self._supervisor.release:
                 work.prepared.close()
-        self._clean()
+        self._shelf.clean()
 
     def _attempt(self, entry: Activation, work: _Work) -> tuple[Event, str, str]:
         """One stage's act, and what came of it: event, error class name, message."""
@@ -253,7 +254,7 @@ class Activator:
                 self._roll_back()
 
     def _fetch(self, entry: Activation, work: _Work) -> None:
-        path = self._path(entry.assignment)
+        path = self._shelf.path(entry.assignment)
         wait_s = 0.5
         while not path.exists():
             try:
@@ -268,7 +269,7 @@ class Activator:
                     self._stopping.wait(0.1)
 
     def _verify(self, assignment: Assignment, work: _Work) -> None:
-        path = self._path(assignment)
+        path = self._shelf.path(assignment)
         try:
             work.opened = open_assigned(path, assignment, self._keys.builders)
         except (FormatError, DigestError):
@@ -383,23 +384,6 @@ class Activator:
     def _left(self, stage: Stage, work: _Work) -> float:
         limit = stages.STAGE_LIMIT_S.get(stage)
         return limit - (time.monotonic() - work.stage_began) if limit is not None else float("inf")
-
-    # -- files ---------------------------------------------------------------------------------
-
-    def _path(self, assignment: Assignment) -> Path:
-        return self._bundles / f"{assignment.bundle_digest.removeprefix('sha256:')}.edgekit"
-
-    def _clean(self) -> None:
-        """Remove bundles that no release and no job names."""
-        kept = {self._store.release(role) for role in ("current", "previous", "candidate")}
-        jobs = (self._store.active(), self._store.queued())
-        named = [r.assignment for r in kept if r is not None] + [j.assignment for j in jobs if j is not None]
-        names = {self._path(assignment).stem for assignment in named}
-        folders = [one for one in (self._bundles, self._certificates.folder) if one.is_dir()]
-        for path in (path for folder in folders for path in folder.iterdir()):
-            if path.name.removesuffix(".part").rpartition(".")[0] not in names:
-                with suppress(OSError):
-                    path.unlink()
 
 
 def _same(a: Release, b: Release) -> bool:
