@@ -98,11 +98,12 @@ class Quick(Stream):
         if self._share is not None:
             link.shares.end(self._share)
         parts = reply.parts
-        if reply.code == status.OK and (size := sum(map(len, parts))) <= JOINED_BYTES:
-            fast = link.machine.answer(self, USUAL, [_prefix(size), *parts], PREFIX_BYTES + size)
-        else:
-            fast = False
-        if not fast:
+        size = len(parts[0]) + len(parts[1]) if len(parts) == 2 else sum(map(len, parts))
+        if (
+            reply.code != status.OK
+            or size > JOINED_BYTES
+            or not link.machine.answer(self, USUAL, [_prefix(size), *parts], PREFIX_BYTES + size)
+        ):
             link.reply(self, reply)
         link.touched()
 

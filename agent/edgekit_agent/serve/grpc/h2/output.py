@@ -20,7 +20,7 @@ _NUMBER = 5  # where a stream's number is in a frame's head
 class Around:
     """The header blocks around a body, which ends with `trailers`, as frames but for the stream's number."""
 
-    __slots__ = ("_leads", "block", "first", "last", "octets", "trailers")
+    __slots__ = ("block", "first", "last", "leads", "octets", "trailers")
 
     def __init__(self, block: bytes, trailers: bytes) -> None:
         """Both are shorter than the smallest frame size that a peer can ask for."""
@@ -28,17 +28,16 @@ class Around:
         self.first = frames.head(frames.HEADERS, frames.END_HEADERS, 0, len(block))[:_NUMBER]
         flags = frames.END_HEADERS | frames.END_STREAM
         self.last = frames.head(frames.HEADERS, flags, 0, len(trailers))[:_NUMBER]
-        self._leads: dict[int, bytes] = {}
+        self.leads: dict[int, bytes] = {}
+        """Made by `lead`, by size."""
         self.octets = len(block) + len(trailers) + 3 * frames.HEAD_BYTES
 
     def lead(self, size: int) -> bytes:
         """The header's block, and the beginning of a DATA frame of `size` octets."""
-        found = self._leads.get(size)
-        if found is None:
-            found = self.block + frames.head(frames.DATA, 0, 0, size)[:_NUMBER]
-            if len(self._leads) < _KEPT:
-                self._leads[size] = found
-        return found
+        made = self.block + frames.head(frames.DATA, 0, 0, size)[:_NUMBER]
+        if len(self.leads) < _KEPT:
+            self.leads[size] = made
+        return made
 
 
 class Output:
@@ -131,7 +130,7 @@ class Output:
         if size >= guard.SENT_PER_POINT:
             self._guard.earn(size // guard.SENT_PER_POINT)
         number = stream.id.to_bytes(4, "big")
-        lead = around.lead(size)
+        lead = around.leads.get(size) or around.lead(size)
         self._out += (around.first, number, lead, number, *parts, around.last, number, around.trailers)
         self.queued += size + around.octets
         stream.local_done = True
