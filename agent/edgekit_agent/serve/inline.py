@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 _SLOW = 2.0
-"""Times the limit that a run on the loop may take before the next ones go elsewhere."""
+"""Times the limit that a run on the loop may take before the next ones go elsewhere: processor time, for on
+a busy machine every run is interrupted now and then."""
+_STUCK_MS = 50.0
+"""Whatever it did meanwhile."""
+_WATCHED = 64
+"""Runs whose processor time is looked at after a slow one; reading that clock takes 2 us."""
 _AWAY, _LONGEST_AWAY = 32, 4096
 _TRUSTED = 1024
 
@@ -17,20 +24,33 @@ class Inline:
         self._left = 0  # short runs that are still wanted on the thread
         self._away = _AWAY  # of them, after the next slow one
         self._good = 0  # runs on the loop since the last slow one
+        self._watched = 0
 
     def allows(self, estimate_ms: float) -> bool:
         """Whether a run that should take so long may block the loop."""
         return not self._left and estimate_ms < self._limit_ms
 
-    def blocked(self, ms: float) -> None:
-        """A run on the loop took so long."""
+    def begin(self) -> int:
+        """Before a run on the loop; for `blocked`."""
+        return time.thread_time_ns() if self._watched else 0
+
+    def blocked(self, ms: float, begun: int) -> None:
+        """A run on the loop took so long since `begin`."""
         if ms > _SLOW * self._limit_ms:
-            self._left, self._good = self._away, 0
-            self._away = min(2 * self._away, _LONGEST_AWAY)
+            self._slow(ms, begun)
+        elif self._watched:
+            self._watched -= 1
         elif self._away > _AWAY:
             self._good += 1
             if self._good >= _TRUSTED:
                 self._away = _AWAY
+
+    def _slow(self, ms: float, begun: int) -> None:
+        worked_ms = (time.thread_time_ns() - begun) / 1e6 if begun else 0.0
+        self._watched = _WATCHED
+        if ms > _STUCK_MS or worked_ms > _SLOW * self._limit_ms:
+            self._left, self._good = self._away, 0
+            self._away = min(2 * self._away, _LONGEST_AWAY)
 
     def passed(self, ms: float) -> None:
         """A run on the thread took so long."""

@@ -145,8 +145,9 @@ class Lane:
                 return
             # Short runs are cheaper without a thread, but never two at once.
             if self._runs == 0 and self._inline.allows(self._model.pace.estimate_ms(samples)):
+                begun = self._inline.begin()
                 run = self._run(jobs)
-                self._inline.blocked(run.ms)
+                self._inline.blocked(run.ms, begun)
                 self._answer(jobs, run, None)
                 if self._heap:
                     self._schedule()

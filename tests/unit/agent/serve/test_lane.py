@@ -23,6 +23,7 @@ from edgekit_agent.serve.model import Gate, Model
 from tests.support.serving import linear
 
 THREADED = Limits(inline_ms=0)
+LONG_AGO = -(10**9)  # on a thread's clock
 
 
 class Doubling:
@@ -334,7 +335,7 @@ def test_a_model_that_is_slow_on_some_data_takes_its_thread_until_it_settles() -
         def noted(inputs: Mapping[str, Array]) -> dict[str, Array]:
             threads.append(threading.get_ident())
             if (inputs["x"] == 5).any():
-                time.sleep(0.05)
+                time.sleep(0.06)
             return plain(inputs)
 
         bench.session.run = noted  # type: ignore[method-assign]
@@ -362,14 +363,22 @@ def test_the_more_often_a_model_blocks_the_loop_the_longer_it_keeps_off() -> Non
             count += 1
         return count
 
-    inline.blocked(1.9)
+    inline.blocked(1.9, inline.begin())
     assert inline.allows(0.1) and not inline.allows(1.0)
+    assert inline.begin() == 0  # all is well: nobody looks at the clock
+    inline.blocked(2.1, 0)
+    inline.blocked(2.1, inline.begin())
+    assert inline.allows(0.1)  # the processor was somebody else's
+    inline.blocked(51.0, inline.begin())
+    assert not inline.allows(0.1)
+    short_runs_away()
     lengths = []
-    for _ in range(3):
-        inline.blocked(2.1)
+    for _ in range(2):
+        inline.blocked(2.1, LONG_AGO)
         lengths.append(short_runs_away())
-    assert lengths == [32, 64, 128]
+    assert lengths == [64, 128]
     for _ in range(2000):
-        inline.blocked(0.1)
-    inline.blocked(2.1)
+        inline.blocked(0.1, inline.begin())
+    assert inline.begin() == 0
+    inline.blocked(2.1, LONG_AGO)
     assert short_runs_away() == 32
