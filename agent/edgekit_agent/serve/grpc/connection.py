@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from edgekit_agent.serve import peer
-from edgekit_agent.serve.access import Access, Refused
+from edgekit_agent.serve.access import Refused
 from edgekit_agent.serve.grpc import link, quick, status
 from edgekit_agent.serve.grpc.calls import Call, Duplex
-from edgekit_agent.serve.grpc.framing import PREFIX_BYTES
 from edgekit_agent.serve.grpc.h2 import errors
 from edgekit_agent.serve.grpc.h2.machine import Machine
 from edgekit_agent.serve.grpc.h2.sink import Chunk, Config
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.link import Exchange, Link
 from edgekit_agent.serve.grpc.plain import Handle, Plain
-from edgekit_agent.serve.grpc.quick import Plan, Quick
+from edgekit_agent.serve.grpc.quick import Quick
 from edgekit_agent.serve.grpc.service import Registry
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.message import error
@@ -35,7 +33,6 @@ class Server(link.Server, Protocol):
     """Whose connection it is: server.Server."""
 
     handle: Handle
-    access: Access | None
     draining: bool
     now: Callable[[], float]
 
@@ -181,27 +178,7 @@ class Connection(asyncio.Protocol):
         try:
             stream.app = self._exchange(stream)
         except RpcError as exc:
-            self._refuse(stream, exc)
-
-    def on_whole(self, stream: Any, data: bytes, start: int, end: int) -> None:
-        """`stream` is Quick, as the machine was told."""
-        plan: Plan = stream.head.plan
-        body = start + PREFIX_BYTES
-        last = end - start == plan.octets and data[start:body] == plan.prefix
-        if not last and not plan.whole(data, start, end):
-            self.on_request(stream)
-            if not stream.closed:
-                self.on_data(stream, data[start:end])
-            if not stream.closed:
-                self.on_end(stream)
-            return
-        if self._server.access is not None or self._machine.output.pending_bytes:
-            try:
-                self._let_in(stream)
-            except RpcError as exc:
-                self._refuse(stream, exc)
-                return
-        stream.begin(plan, data, body, end)
+            self._link.refuse(stream, exc)
 
     def on_data(self, stream: Stream, chunk: Chunk) -> None:
         stream.app.on_data(chunk)
@@ -227,26 +204,13 @@ class Connection(asyncio.Protocol):
             return plain
         if kind[len(_GRPC) :].partition(b";")[0].strip() not in (b"", b"+proto"):
             raise RpcError(status.UNIMPLEMENTED, "messages must be protocol buffers: application/grpc")
-        self._let_in(stream)
         link = self._link
+        link.let_in(stream)
         method, span = link.registry.find(head.path), link.span(stream)
         made = Duplex(link, stream, span) if method.streams else Call(link, stream, span)
         if span is None:
             head.plan = quick.plan(link, method, head)
         return made
-
-    def _let_in(self, stream: Stream) -> None:
-        """Raises RpcError."""
-        if self._server.access is not None:
-            self._permit(stream)
-        if self._link.choked:
-            raise RpcError(status.RESOURCE_EXHAUSTED, "earlier answers are not taken")
-
-    def _refuse(self, stream: Stream, exc: RpcError) -> None:
-        span, begun_ns = self._link.span(stream), time.perf_counter_ns()
-        self._link.finish(stream, exc.code, exc.text, begun=False, span=span)
-        if span is not None:
-            self._link.note(span, stream, exc.code, begun_ns)
 
     def _permit(self, stream: Stream) -> None:
         """Raises RpcError: a call that may not be made, or not any more."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from edgekit_agent.serve import trace
+from edgekit_agent.serve.access import Access
 from edgekit_agent.serve.grpc import status
 from edgekit_agent.serve.grpc.budget import Budget, Lease
 from edgekit_agent.serve.grpc.framing import ENCODINGS, PREFIX_BYTES, prefix
@@ -39,6 +41,7 @@ _OUR_FAULTS = (status.UNKNOWN, status.DEADLINE_EXCEEDED, status.INTERNAL, status
 class Server(Protocol):
     """What the links of all connections share: of server.Server."""
 
+    access: Access | None
     limits: Limits
     shares: Shares
     turns: Turns
@@ -72,6 +75,8 @@ class Link:
         self.limits = server.limits
         self.touched = touched
         self.permit = permit
+        self.guarded = server.access is not None
+        """Whether `permit` has anything to look at."""
         self.registry = registry
         self.peer = NOBODY
         """Who is at the other end; known when the connection is made."""
@@ -129,6 +134,20 @@ class Link:
     def choked(self) -> bool:
         """Whether more answers wait for the client's windows than we keep."""
         return self.machine.output.pending_bytes > 2 * self.limits.max_body_bytes
+
+    def let_in(self, stream: Stream) -> None:
+        """Raises RpcError: a call that may not be made now."""
+        if self.guarded:
+            self.permit(stream)
+        if self.choked:
+            raise RpcError(status.RESOURCE_EXHAUSTED, "earlier answers are not taken")
+
+    def refuse(self, stream: Stream, exc: RpcError) -> None:
+        """Answer a call that was not let in, or is none."""
+        span, begun_ns = self.span(stream), time.perf_counter_ns()
+        self.finish(stream, exc.code, exc.text, begun=False, span=span)
+        if span is not None:
+            self.note(span, stream, exc.code, begun_ns)
 
     def begin(self, stream: Stream, span: Span | None = None) -> None:
         """The header of a call's answer."""

@@ -16,6 +16,7 @@ from edgekit_agent.serve.grpc.h2.sink import Chunk
 from edgekit_agent.serve.grpc.h2.stream import Stream
 from edgekit_agent.serve.grpc.link import BUSY, JOINED_BYTES, USUAL, Link
 from edgekit_agent.serve.grpc.service import Method, Reply
+from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.peer import Peer
 from edgekit_agent.serve.shares import Share
 
@@ -66,10 +67,21 @@ class Quick(Stream):
     _link: Link
     _share: Share | None  # that it counts in
 
-    def begin(self, plan: Plan, data: bytes, start: int, end: int) -> None:
-        """Have the message data[start:end] answered."""
-        self.app = self
+    def on_whole(self, data: bytes, start: int, end: int) -> None:
+        plan: Plan = self.head.plan
         self._link = link = plan.link
+        body = start + PREFIX_BYTES
+        last = end - start == plan.octets and data[start:body] == plan.prefix
+        if not last and not plan.whole(data, start, end):
+            self._long(data[start:end])
+            return
+        if link.guarded or link.machine.output.pending_bytes:
+            try:
+                link.let_in(self)
+            except RpcError as exc:
+                link.refuse(self, exc)
+                return
+        self.app = self
         share = link.share
         method = plan.method
         self._share = None
@@ -78,7 +90,7 @@ class Quick(Stream):
                 link.finish(self, status.RESOURCE_EXHAUSTED, BUSY, begun=False)
                 return
             self._share = share
-        self.message = data[start:end] if end - start < _VIEW_FROM else memoryview(data)[start:end]
+        self.message = data[body:end] if end - body < _VIEW_FROM else memoryview(data)[body:end]
         self.received_ns = now = time.perf_counter_ns()
         self.deadline_ns = now + plan.timeout_ns if plan.timeout_ns else 0
         self.headers = self.head.headers
@@ -91,6 +103,15 @@ class Quick(Stream):
         except Exception as exc:
             link.registry.failed(exc, self._answer)
         turns.asking = before
+
+    def _long(self, data: bytes) -> None:
+        """Not one message, or a compressed one: the way of all others."""
+        sink = self._link.machine.sink
+        sink.on_request(self)
+        if not self.closed:
+            sink.on_data(self, data)
+        if not self.closed:
+            sink.on_end(self)
 
     def _answer(self, reply: Reply) -> None:
         self.app = None  # or it would keep itself alive

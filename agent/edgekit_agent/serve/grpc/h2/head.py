@@ -32,7 +32,7 @@ class Head:
     """Content-Length, -1 when there is none."""
     plan: Any = None
     """The sink's own: what it has found out about requests with this header. Once it is set, such a request
-    that comes in one piece goes to `Sink.on_whole`."""
+    that comes in one piece goes to `Stream.on_whole`."""
 
 
 def parse(fields: list[Field]) -> Head:

@@ -24,7 +24,7 @@ _NO_HEAD = head.Head(b"", b"", {}, -1)
 
 class Machine:
     def __init__(self, sink: Sink, config: Config, now: float, kind: type[Stream] = Stream) -> None:
-        """`kind`: of the streams that `Sink.on_whole` gets."""
+        """`kind`: of streams for requests that come whole, again and again; see Stream.on_whole."""
         self.kind = kind
         self.most_streams = config.max_streams
         self.sink = sink

@@ -42,10 +42,6 @@ class Sink(Protocol):
         """Nothing more comes; trailers, if there were any, were well-formed."""
         ...
 
-    def on_whole(self, stream: Stream, data: bytes, start: int, end: int) -> None:
-        """Instead of these three, for a header with a `plan`: the whole body is data[start:end]."""
-        ...
-
     def on_reset(self, stream: Stream) -> None:
         """The stream is closed and nobody reads an answer."""
         ...

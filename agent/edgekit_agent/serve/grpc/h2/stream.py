@@ -39,3 +39,10 @@ class Stream:
     """When `pending` last became shorter."""
     app: Any = None
     """The sink's own."""
+
+    def on_whole(self, data: bytes, start: int, end: int) -> None:
+        """Instead of the sink's on_request, on_data and on_end: the whole body is data[start:end].
+
+        For the kind of stream that a machine is given for requests whose header has a `plan`.
+        """
+        raise NotImplementedError

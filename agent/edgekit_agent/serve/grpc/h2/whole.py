@@ -1,7 +1,7 @@
 """The usual request in one go: HEADERS with a block that has come before, and one DATA frame with the body.
 
-grpcio puts a WINDOW_UPDATE of the stream between the two, and one of the connection behind them. Does what
-machine.py does frame by frame, and leaves to it whatever is not the usual.
+grpcio puts a WINDOW_UPDATE of the stream between the two, and one of the connection behind them; beside a
+request they cost no points. Does what machine.py does frame by frame, and leaves to it whatever is unusual.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit_agent.serve.grpc.h2 import frames, guard
+from edgekit_agent.serve.grpc.h2 import frames
 from edgekit_agent.serve.grpc.h2.head import Head
 
 if TYPE_CHECKING:
@@ -69,29 +69,26 @@ def take(machine: Machine, data: bytes, pos: int, end: int) -> int:
         return 0
     if usual.increment:
         open_for += usual.increment
-        points = machine.guard
-        if open_for > frames.MAX_WINDOW or points.left < guard.WINDOW or output.waiting:
+        if open_for > frames.MAX_WINDOW or output.waiting:
             return 0
-        points.left -= guard.WINDOW
     machine.last_stream = number
     machine.window = window
     machine.frames += 2
     streams[number] = stream = machine.kind(
         number, usual.head, machine.now, open_for, usual.window, usual.size, True
     )
-    machine.sink.on_whole(stream, data, start, after)
+    stream.on_whole(data, start, after)
     return after
 
 
 def widens(machine: Machine, data: bytes, pos: int) -> bool:
-    """Whether the rest of `data` was a WINDOW_UPDATE of the connection, as most are."""
-    if not data.startswith(_WIDEN, pos) or len(data) - pos != _UPDATE_BYTES:
+    """Whether the rest of `data`, behind a request, was a WINDOW_UPDATE of the connection, as often."""
+    if not pos or len(data) - pos != _UPDATE_BYTES or not data.startswith(_WIDEN, pos):
         return False
-    output, points = machine.output, machine.guard
+    output = machine.output
     window = output.window + int.from_bytes(data[pos + _HEAD_BYTES :], "big")
-    if not output.window < window <= frames.MAX_WINDOW or points.left < guard.WINDOW or output.waiting:
+    if not output.window < window <= frames.MAX_WINDOW or output.waiting:
         return False
-    points.left -= guard.WINDOW
     output.window = window
     machine.frames += 1
     return True

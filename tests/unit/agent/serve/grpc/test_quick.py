@@ -40,13 +40,13 @@ async def calls(wire: Wire, numbers: range, body: bytes) -> list[dict[bytes, byt
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Quick]:
     """The calls that went the short way."""
     found: list[Quick] = []
-    begin = Quick.begin
+    begin = Quick.on_whole
 
     def noted(self: Quick, *arguments: Any) -> None:
         found.append(self)
         begin(self, *arguments)
 
-    monkeypatch.setattr(Quick, "begin", noted)
+    monkeypatch.setattr(Quick, "on_whole", noted)
     return found
 
 

@@ -69,9 +69,6 @@ class Recorder:
         assert stream.id not in self.ended and stream.id not in self.reset
         self.ended.append(stream.id)
 
-    def on_whole(self, stream: Stream, data: bytes, start: int, end: int) -> None:
-        raise AssertionError("no header has a plan")
-
     def on_reset(self, stream: Stream) -> None:
         assert stream.id not in self.reset
         self.reset.append(stream.id)
