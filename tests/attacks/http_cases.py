@@ -137,6 +137,7 @@ CHUNKS = {
     "a length in the trailer": _chunks(b"0\r\nContent-Length: 5\r\n\r\n"),
     "a coding in the trailer": _chunks(b"0\r\nTransfer-Encoding: chunked\r\n\r\n"),
     "a trailer without a colon": _chunks(b"0\r\nX\r\n\r\n"),
+    "an expectation, and LF after the size": _post(b"Expect: 100-continue\r\n" + _CHUNKED, b"5\n12345\r\n"),
 }
 
 REFUSED = {

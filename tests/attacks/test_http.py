@@ -14,6 +14,7 @@ import pytest
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.server import PARSERS
 from tests.attacks.http_cases import INNER, REFUSED
+from tests.support.devices import wait_for
 from tests.support.serving import Stand, linear, stand
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
@@ -87,6 +88,23 @@ def test_byte_by_byte_it_is_the_same(agent: Stand, case: str) -> None:
         except ConnectionResetError:
             pass
     assert len(statuses(said)) <= 1 and not said.startswith(b"HTTP/1.1 200"), said
+
+
+def connections(agent: Stand) -> int:
+    """As the agent counts them, the one that asks included."""
+    said = talk(agent, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    found = re.search(rb"(?m)^edgekit_connections (\d+)$", said)
+    assert found, said
+    return int(found[1])
+
+
+@pytest.mark.parametrize("before", [b"", POST], ids=["alone", "after a good one"])
+def test_clients_that_have_gone_hold_no_connections(agent: Stand, before: bytes) -> None:
+    """Whatever they did wrong: what lingers for two seconds keeps others out."""
+    for _ in range(3):
+        for message in (b"GET /v2\r\n\r\n" + INNER, *REFUSED.values()):
+            talk(agent, before + message)
+    wait_for("the end of all connections", lambda: connections(agent) == 1, 1.0)
 
 
 # --- floods and patience

@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         self._deaf = False  # no further request is taken; what comes is thrown away
         self._failed = False  # ... because the client broke a rule
         self._closing = False  # the last answer is written
+        self._ended = False  # the client has closed its side
         self._begun: float | None = None  # when the first byte of an incomplete request came
         self._quiet: float = server.now()  # when the connection was last of use
         self._blocked: float | None = None  # since when the client does not read
@@ -122,7 +123,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more. Answer what it has asked, then close."""
-        self._deaf, self._begun = True, None
+        self._deaf, self._begun, self._ended = True, None, True
         return self._current is not None or bool(self._waiting)
 
     def pause_writing(self) -> None:
@@ -266,6 +267,8 @@ class Connection(asyncio.Protocol):
 
     def fail(self, status: int, text: str, extra: str = "") -> None:
         """Answer with an error after what was asked before, then close: the rest cannot be trusted."""
+        if self._failed:
+            return  # one mistake in several ways
         self._failed = self._deaf = True
         self._begun = None
         self._leave_apart()
@@ -289,7 +292,8 @@ class Connection(asyncio.Protocol):
                 self._ask(item)
         self._pumping = False
         new = self._incoming.new
-        if new.owes_continue and self._current is None and not self._waiting and self._transport:
+        wanted = new.owes_continue and not self._deaf
+        if wanted and self._current is None and not self._waiting and self._transport:
             new.owes_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -326,7 +330,7 @@ class Connection(asyncio.Protocol):
         self._drop_waiting()
         if self._transport is None:
             return
-        if self._failed and self._transport.can_write_eof():
+        if self._failed and not self._ended and self._transport.can_write_eof():
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
