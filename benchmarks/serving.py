@@ -43,7 +43,7 @@ CONNECTIONS = (1, 8, 32)
 PATH = "/v2/models/{}/infer"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _COLD_STARTS = 5
-_MEASURED_S = 4.0
+_MEASURED_S = 8.0
 """By then the serving process has measured the model beside its first requests."""
 
 

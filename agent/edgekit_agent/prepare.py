@@ -128,7 +128,7 @@ def tuned(entry: VariantEntry, here: Host) -> VariantConfig:
     serving, config = entry.certificate.serving, entry.config
     if serving is None or not serving.threads or not measured_on(entry.certificate, here):
         return config
-    return dataclasses.replace(config, options={"intra_threads": serving.threads, **config.options})
+    return dataclasses.replace(config, options={**config.options, "intra_threads": serving.threads})
 
 
 def advice(entry: VariantEntry, here: Host) -> Pacing | None:

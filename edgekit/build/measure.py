@@ -30,11 +30,12 @@ MIN_RUNS, MAX_RUNS = 50, 400
 TIMING_BUDGET_S = 2.0
 GLANCE_RUNS = 10
 THREADS = "intra_threads"
-OWN_THREADS = {THREADS, "inter_threads", "streams"}
-"""Options of a recipe that has decided on threads itself."""
+OWN_THREADS = ("inter_threads", "streams")
+"""Options of a recipe that has decided on threads itself, beside more than one of THREADS."""
 THREADS_RUNS, MIN_TRIES, THREADS_BUDGET_S = 30, 3, 1.0
-WORTH = 1.25
-"""So many times as fast as one thread must all cores be."""
+WORTH = 0.5
+"""So much of itself must each further core bring: threads that wait for each other burn power, and others
+want a core as well."""
 BINS = 24
 
 
@@ -177,9 +178,8 @@ def _glance(session: Session, inputs: Mapping[str, NDArray[Any]], give_up_ms: fl
 def _threads(
     runtime: Runtime, files: Files, options: Options, inputs: Mapping[str, NDArray[Any]], cores: int
 ) -> int:
-    """1, or `cores` where that is a quarter faster: threads that wait for each other burn power, and requests
-    of other programs need a core as well. 0: the recipe decides, or the engine knows no such option."""
-    if cores < 2 or OWN_THREADS & set(options):
+    """1, or `cores` where that is worth it. 0: the recipe decides, or the engine knows no such option."""
+    if cores < 2 or options.get(THREADS, 1) != 1 or any(name in options for name in OWN_THREADS):
         return 0
     found: list[tuple[int, Session, list[float]]] = []
     try:
@@ -200,7 +200,7 @@ def _threads(
         for _, session, _ in found:
             session.close()
     one, many = (percentile(times[MIN_TRIES:], 0.5) for _, _, times in found)
-    return cores if many * WORTH <= one else 1
+    return cores if one >= many * (1 + WORTH * (cores - 1)) else 1
 
 
 def _serving(

@@ -193,8 +193,8 @@ class Serving:
     cores: int
     """Logical processors of the host."""
     threads: int
-    """Of the engine, where it has the option `intra_threads` and the variant leaves it open: 1, or more where
-    that was worth it. 0: as the variant's options say."""
+    """Of the engine, in place of the variant's `intra_threads`: 1, or all cores where that was worth it.
+    0: as the variant's options say."""
     run_ms: float
     """Median of one sample."""
     batch: int

@@ -58,9 +58,10 @@ def test_so_does_one_with_other_cores_or_without_a_name() -> None:
         assert tuned(found, here) == found.config and advice(found, here) is None
 
 
-def test_threads_that_the_variant_names_are_its_own() -> None:
-    found = entry(config=make_config(options={"intra_threads": 3}))
-    assert tuned(found, HERE).options == {"intra_threads": 3}
+def test_what_was_measured_takes_the_place_of_the_profiles_number() -> None:
+    many = dataclasses.replace(SERVING, threads=HERE.cores)
+    found = entry(many, make_config(options={"intra_threads": 1}))
+    assert tuned(found, HERE).options == {"intra_threads": HERE.cores}
     none = entry(dataclasses.replace(SERVING, threads=0))
     assert tuned(none, HERE) == none.config and advice(none, HERE) is not None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,6 +51,7 @@ def test_what_orjson_refuses_is_read_all_the_same(kind: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(DTYPES))
 def test_arrays_are_written_as_their_values(kind: str, name: str) -> None:
+    @settings(deadline=None)
     @given(hnp.arrays(DTYPES[name], hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
     def check(array: Array) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
