@@ -197,7 +197,7 @@ _OPERATORS: dict[str, Callable[..., Array]] = {
     "transpose": lambda x, axes: np.transpose(x, axes),
     "concat": lambda *parts, axis: np.concatenate(parts, axis=axis),
     "global_average_pool": lambda x: x.mean(axis=(2, 3), dtype=x.dtype),
-    "argmax": lambda x, axis=-1: np.asarray(np.argmax(x, axis=axis)),
+    "argmax": lambda x, axis=-1: np.asarray(np.argmax(x, axis=axis), np.int64),  # 32 bits on 32-bit ARM
     "conv2d": _conv2d,
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -1,4 +1,4 @@
-"""The agent on ARM: emulated boards serve the keyword spotter over REST with the certified answers.
+"""The agent on ARM: emulated boards serve the keyword spotter with the certified answers.
 
 The wheels that are shipped, in the systems of `--emulate`: Debian's Python 3.11 and, on 32-bit ARM, its
 NumPy; real supervisors, serving processes and sockets. It proves answers, not speed.
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc
 
 from edgekit import bundle, profile
 from edgekit.build import pipeline
@@ -147,6 +148,14 @@ def as_binary(port: int, rows: Array, spec: TensorSpec, datatype: str = "FP32") 
     return np.frombuffer(data[length:], np.float32).reshape(output["shape"])
 
 
+def over_grpc(port: int, rows: Array, spec: TensorSpec) -> Array:
+    tensor = tritonclient.grpc.InferInput(spec.name, list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        answer = client.infer("kws", [tensor], client_timeout=120)
+        return np.asarray(answer.as_numpy(answer.get_response().outputs[0].name))
+
+
 def family(supervisor: psutil.Process) -> list[list[str]]:
     return [supervisor.cmdline(), *(child.cmdline() for child in supervisor.children(recursive=True))]
 
@@ -200,7 +209,8 @@ def test_an_arm_board_serves_the_certified_answers(
         accuracy, certified = float(np.mean(scores.argmax(1) == labels)), certificate.accuracy
         assert len(labels) == certificate.samples
         assert certified.low <= accuracy <= certified.high, (accuracy, certified)
-        assert np.abs(as_json(port, real[:10], spec) - scores[:10]).max() < 1e-5
+        for way in (as_json, over_grpc):
+            assert np.abs(way(port, real[:10], spec) - scores[:10]).max() < 1e-5
 
 
 def test_a_32_bit_device_of_a_fleet_activates_what_is_assigned(
