@@ -17,14 +17,19 @@ from edgekit_agent.prepare import Prepared
 _PROBES = ThreadPoolExecutor(2, "probe")
 
 
-def probe(release: Prepared, timeout_s: float, keep_going: Callable[[], None]) -> Loaded:
+def probe(
+    release: Prepared, timeout_s: float, keep_going: Callable[[], None], *, certify: bool = True
+) -> Loaded:
     """Load `release` and repeat its golden samples in a child process, where a crash costs nothing.
 
-    A variant that its builder could not measure on the target is measured here (`Loaded.measured`).
+    A variant that its builder could not measure on the target is measured here (`Loaded.measured`), if
+    `certify`: it takes up to three seconds.
     `keep_going` is called several times a second and raises to stop; the probe then ends on its own and
     closes `release`. Raises GoldenError, EngineError (also for a crash or a hang).
     """
-    message, descriptors = release.message(1, certify=not release.entry.certificate.measured_on_target)
+    message, descriptors = release.message(
+        1, certify=certify and not release.entry.certificate.measured_on_target
+    )
     budget = release.entry.config.memory_budget_mib
     future: Future[Loaded] = _PROBES.submit(
         launch.probe, message, descriptors, timeout_s=timeout_s, memory_mib=_bound_mib(budget)
