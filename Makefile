@@ -53,6 +53,8 @@ bench: system install
 	@$(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.swap $(if $(QUICK),--quick)
 	@$(BIN)/python -m benchmarks.recovery $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks.fuzz $(if $(QUICK),--requests 40000)
+	@$(if $(QUICK),,$(BIN)/python -m benchmarks.soak)
 	-@$(BIN)/python -m benchmarks.peers $(if $(QUICK),--quick)
 	-@$(BIN)/python -m benchmarks.quantization $(if $(QUICK),--quick)
 	-@$(BIN)/python -m benchmarks.olive $(if $(QUICK),--rounds 1)
