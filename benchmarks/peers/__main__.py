@@ -5,7 +5,8 @@
 The networks of benchmarks/nets.py on the same onnxruntime with one thread. Agent and peer are asked in turn,
 round after round, over the same wire format with the same client (benchmarks/load.py; h2load for gRPC); the
 servers have one core, the client another. CPU and memory are those of all processes of a server. The agent
-runs as `edgekit-agent serve` starts it: encrypted bundle, golden check, supervisor, spare process, metrics.
+serves what `edgekit build` made as `edgekit-agent serve` starts it: an encrypted bundle, golden check,
+supervisor, spare process, metrics.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _START_S = 120.0
 _PATIENCE = {"mlp": 1.0, "cnn": 2.0}
 """How much longer the large network is asked in each cell; its run lasts a hundred times as long."""
-_SETTLED_S = 2.0
-"""After the first answer: what is still being started has been started."""
+_QUIET_S = 15.0
+_SETTLED_S = 4.0
+"""After the first answer: what is still being started or measured is done."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Footprint:
     """From starting the process to the first right answer."""
     idle_mib: float = 0.0
     loaded_mib: float = 0.0
+    later_mib: float = 0.0
     processes: int = 0
 
 
@@ -144,9 +147,11 @@ def pair(peer: Server, net: Net, rounds: int, seconds: float, starts: int) -> tu
     expected = engine.run({nets.INPUT: net.samples(1)})[nets.OUTPUT].ravel()
     engine.close()
     feet = {server.name: Footprint() for server in (AGENT_SERVER, peer)}
-    for _ in range(starts - 1):
+    for number in range(starts):
         for server in (AGENT_SERVER, peer):
-            with running(server, net, expected, feet[server.name]):
+            # The first start after an installation writes bytecode and is not counted.
+            foot = feet[server.name] if number else Footprint()
+            with running(server, net, expected, foot):
                 pass
     with contextlib.ExitStack() as stack:
         sides = [
@@ -164,6 +169,9 @@ def pair(peer: Server, net: Net, rounds: int, seconds: float, starts: int) -> tu
                         continue  # tens of megabytes of digits at once
                     for side in sides:
                         side.measure(way, connections, seconds * _PATIENCE[net.name])
+        time.sleep(_QUIET_S)
+        for side in sides:
+            side.foot.later_mib = side.process.pss_mib()
     return sides[0], sides[1]
 
 
@@ -182,11 +190,13 @@ def summary(side: Side) -> dict[str, Any]:
         "start_s": round(statistics.median(foot.start_s), 3),
         "idle_mib": round(foot.idle_mib, 1),
         "loaded_mib": round(foot.loaded_mib, 1),
+        "later_mib": round(foot.later_mib, 1),
         "processes": foot.processes,
         "ways": cells,
     }
 
 
+FOOT = ("start_s", "idle_mib", "loaded_mib", "later_mib")
 Found = dict[str, dict[str, dict[str, Any]]]
 """Peer, network, "edgekit" or "peer": a summary."""
 
@@ -217,8 +227,10 @@ def _cell(cells: dict[str, Any], connections: int, key: str, digits: int) -> str
 
 def footprint(found: Found) -> dict[str, Any]:
     """One row for each server; the agent's is the median of what it took beside each peer."""
-    columns = ["server", "mlp: start s", "idle MiB", "after load MiB", "cnn: start s", "idle MiB"]
-    columns += ["after load MiB", "processes"]
+    columns = ["server"]
+    for net in ("mlp", "cnn"):
+        columns += [f"{net}: start s", "idle MiB", "under load MiB", "15 s later MiB"]
+    columns.append("processes")
     rows = []
     own = {net: [by_net[net]["edgekit"] for by_net in found.values()] for net in ("mlp", "cnn")}
     for name, by_net in [
@@ -227,7 +239,8 @@ def footprint(found: Found) -> dict[str, Any]:
     ]:
         row = [f"{PEERS[name].name} {PEERS[name].version}" if name else f"edgekit {AGENT_SERVER.version}"]
         for net in ("mlp", "cnn"):
-            for key, digits in (("start_s", 2), ("idle_mib", 0), ("loaded_mib", 0)):
+            for key in FOOT:
+                digits = 2 if key == "start_s" else 0
                 row.append(f"{statistics.median(one[key] for one in by_net[net]):.{digits}f}")
         rows.append([*row, str(by_net["mlp"][0]["processes"])])
     note = "Start: from starting the process to its first right answer. MiB: PSS of all its processes."
@@ -239,7 +252,7 @@ def behind(found: Found) -> Iterator[str]:
     for name, by_net in found.items():
         for net, sides in by_net.items():
             ours, theirs = sides["edgekit"], sides["peer"]
-            pairs = [(key, key, ours[key], theirs[key]) for key in ("start_s", "idle_mib", "loaded_mib")]
+            pairs = [(key, key, ours[key], theirs[key]) for key in FOOT]
             for way, cells in theirs["ways"].items():
                 for count, cell in cells.items():
                     own = ours["ways"][way][count]
@@ -247,6 +260,27 @@ def behind(found: Found) -> Iterator[str]:
             for text, key, own, other in pairs:
                 if (own * 1.05 < other) if key == "requests_per_s" else (own > 1.05 * other):
                     yield f"{PEERS[name].name}, {net}: {text} {other} against {own}"
+
+
+def report(found: Found) -> dict[str, Any]:
+    machine = host.read()
+    quick = any(
+        side["quick"] for by_net in found.values() for sides in by_net.values() for side in sides.values()
+    )
+    note = (
+        f"fp32, onnxruntime {runtimes.get('onnxruntime').version()} with one thread, servers on one core and"
+        f" a closed-loop client on the other ({machine.cpu}); medians of rounds in which the agent and one"
+        " peer were asked in turn (`benchmarks/peers`). CPU ms: of all processes of the server, per request."
+        f"{' A quick run.' if quick else ''}"
+    )
+    return {
+        "benchmark": "peers",
+        "machine": dataclasses.asdict(machine) | {"kernel": platform.release()},
+        "results": found,
+        "behind": list(behind(found)),
+        "table": table(found, note),
+        "footprint": footprint(found),
+    }
 
 
 def main() -> int:
@@ -257,13 +291,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="some minutes instead of twenty")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
     options = parser.parse_args()
-    rounds, seconds, starts = (2, 0.4, 1) if options.quick else (3, 1.0, 3)
+    rounds, seconds, starts = (2, 0.4, 1) if options.quick else (3, 0.8, 2)
     if lacking := [name for name in ("taskset", "h2load") if not shutil.which(name)]:
         raise SystemExit(f"missing programs: {', '.join(lacking)} (apt: util-linux, nghttp2-client)")
     os.sched_setaffinity(0, {tree.CLIENT_CORE})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server outlives this program
     previous = json.loads(options.output.read_text())["results"] if options.output.exists() else {}
     found: Found = {name: previous[name] for name in PEERS if name in previous and name not in options.peer}
+    document: dict[str, Any] = {}
     for name in options.peer:
         peer = PEERS[name]
         if lacking := [one for one in peer.needs if not shutil.which(one)]:
@@ -274,26 +309,15 @@ def main() -> int:
         for net in (nets.mlp(), nets.cnn()):
             print(f"{peer.name}, {net.name}", flush=True)
             ours, theirs = pair(peer, net, rounds, seconds, starts)
-            found.setdefault(name, {})[net.name] = {"edgekit": summary(ours), "peer": summary(theirs)}
-    machine = host.read()
-    note = (
-        f"fp32, onnxruntime {runtimes.get('onnxruntime').version()} with one thread, servers on one core and"
-        f" a closed-loop client on the other ({machine.cpu}); medians of rounds in which the agent and one"
-        " peer were asked in turn (`benchmarks/peers`). CPU ms: of all processes of the server, per request."
-        f"{' A quick run.' if options.quick else ''}"
-    )
-    ordered = {name: found[name] for name in PEERS if name in found}
-    document = {
-        "benchmark": "peers",
-        "quick": options.quick,
-        "machine": dataclasses.asdict(machine) | {"kernel": platform.release()},
-        "results": ordered,
-        "behind": list(behind(ordered)),
-        "table": table(ordered, note),
-        "footprint": footprint(ordered),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(options.output, json.dumps(document, indent=1).encode() + b"\n")
+            sides = {"edgekit": summary(ours), "peer": summary(theirs)}
+            found.setdefault(name, {})[net.name] = {
+                who: {**one, "quick": options.quick} for who, one in sides.items()
+            }
+        document = report({one: found[one] for one in PEERS if one in found})
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(options.output, json.dumps(document, indent=1).encode() + b"\n")
+    if not document:
+        return 1
     for part in (document["table"], document["footprint"]):
         for row in [part["columns"], *part["rows"]]:
             print("  ".join(f"{cell:>14}" for cell in row))

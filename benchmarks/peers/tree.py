@@ -53,13 +53,17 @@ class Tree:
 
 @contextlib.contextmanager
 def started(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Tree]:
-    """`words` in `folder` on the servers' core; its whole process group ends with the block."""
+    """`words` in `folder` on the servers' core; its whole process group ends with the block.
+
+    Python keeps its bytecode, as it does where packages are installed.
+    """
     log = folder / "log"
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with log.open("wb") as output:
         child = subprocess.Popen(
             ["taskset", "-c", str(SERVER_CORE), *words],
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

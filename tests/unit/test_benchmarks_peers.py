@@ -73,7 +73,14 @@ def test_a_server_that_ended_is_reported(tmp_path: Path) -> None:
 def side(**cell: float) -> dict[str, Any]:
     figures = {"cpu_ms_per_request": 1.0, "requests_per_s": 100.0, "p50_ms": 1.0, "p99_ms": 2.0, **cell}
     ways = {"JSON": {str(count): figures for count in (1, 8, 32)}}
-    return {"start_s": 1.0, "idle_mib": 50.0, "loaded_mib": 60.0, "processes": 3, "ways": ways}
+    return {
+        "start_s": 1.0,
+        "idle_mib": 50.0,
+        "loaded_mib": 60.0,
+        "later_mib": 55.0,
+        "processes": 3,
+        "ways": ways,
+    }
 
 
 def test_where_a_peer_is_better_is_said() -> None:
