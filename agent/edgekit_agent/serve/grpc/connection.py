@@ -142,6 +142,8 @@ class Connection(asyncio.Protocol):
         for stream in list(self._machine.streams.values()):
             if not stream.remote_done:
                 self._machine.lose(stream)
+        if self._machine.output.waiting:
+            self._flush()
         return bool(self._machine.streams) and not self._hung_up
 
     def pause_writing(self) -> None:

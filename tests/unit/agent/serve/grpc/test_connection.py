@@ -417,14 +417,15 @@ def test_windows_that_stay_closed_lose_their_stream() -> None:
     run(test)
 
 
-def test_windows_that_can_never_open_lose_their_stream_at_once() -> None:
+@pytest.mark.parametrize("calls", [("ModelInfer", "ServerLive"), ("ServerLive", "ServerReady")])
+def test_windows_that_can_never_open_lose_their_stream_at_once(calls: tuple[str, str]) -> None:
     """A client that has closed its side sends no WINDOW_UPDATE any more."""
 
     async def test(wire: Wire, server: Server, core: Core) -> None:
         await wire.until(lambda f: f.kind == frames.SETTINGS)
         wire.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
-        wire.call(1, "ModelInfer", request())
-        wire.call(3, "ServerLive", b"")
+        for number, method in zip((1, 3), calls, strict=True):
+            wire.call(number, method, request() if method == "ModelInfer" else b"")
         wire.writer.write_eof()
         for number in (1, 3):
             item = await wire.until(lambda f, of=number: f.kind == frames.RST_STREAM and f.stream == of)  # type: ignore[misc]
