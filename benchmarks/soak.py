@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 10.0
 MINUTE = 60.0
 VISITS_PER_S = 2.0
+BURST = 50
 FLAT_PERCENT = 2.0
 READINGS = {
     "rss_mib": "RSS MiB", "anonymous_mib": "its own MiB", "pss_mib": "PSS MiB", "fds": "descriptors",
@@ -79,6 +80,8 @@ class Load:
     late_ms: array[float] = field(default_factory=lambda: array("f"))
     """The client's own lateness."""
     visits: int = 0
+    refused: int = 0
+    """For too many at once, after the machine stood still: 429 and its like."""
 
 
 def offer(agent: Started, rate: float, seconds: float, watched: list[Watched]) -> Load:
@@ -110,7 +113,9 @@ def offer(agent: Started, rate: float, seconds: float, watched: list[Watched]) -
     minute_at = begin + MINUTE
     while number < total or any(lane.waiting for lane in by_number.values()):
         now = clock()
-        while number < total and begin + number / rate <= now:
+        for _ in range(BURST):  # after a standstill; answers are to be read meanwhile
+            if number >= total or begin + number / rate > now:
+                break
             due = begin + number / rate
             kind = order[number % len(order)]
             group = open_lanes[kind]
@@ -136,7 +141,14 @@ def offer(agent: Started, rate: float, seconds: float, watched: list[Watched]) -
         if number >= total and now > begin + seconds + 30:
             load.failed["no answer within 30 s"] += sum(len(lane.waiting) for lane in by_number.values())
             break
-        for ready, _ in poller.poll(max(0.0, min(begin + number / rate, sample_at) - clock())):
+        stuck = [lane for lane in by_number.values() if lane.unsent]
+        for lane in stuck:
+            try:
+                lane.flush()
+            except OSError as exc:
+                renew(lane, exc)
+        wait = max(0.0, min(begin + number / rate, sample_at) - clock())
+        for ready, _ in poller.poll(min(wait, 0.01) if stuck else wait):
             if ready not in by_number:
                 continue
             lane = by_number[ready]
@@ -146,6 +158,7 @@ def offer(agent: Started, rate: float, seconds: float, watched: list[Watched]) -
                 renew(lane, exc)
     load.minutes.append(len(load.latency_ms))
     for lane in by_number.values():
+        load.refused += lane.refused
         lane.close()
     return load
 
@@ -240,7 +253,8 @@ def main() -> int:
     times = latencies(load)
     cpu_ms = (cpu.user + cpu.system - busy.user - busy.system) * 1e3 / max(1, sent)
     note = (
-        f"{sent} requests in {options.seconds:g} s, {options.rate:g} a second, {failed} without their answer;"
+        f"{sent} requests in {options.seconds:g} s, {options.rate:g} a second, {failed} without their answer,"
+        f" {load.refused} refused because too many came at once after a standstill of the machine;"
         f" p50 {times['p50_ms']:.2f} ms, p99 {times['p99_ms']:.2f} ms, {cpu_ms:.2f} ms CPU for each;"
         f" without the first {options.warm:g} s. Keyword spotter, fp32, onnxruntime with one thread"
         f" ({machine.cpu}, {machine.cores} cores, busy with other work). `benchmarks/soak.py`."
@@ -255,6 +269,7 @@ def main() -> int:
         "warm_s": options.warm,
         "sent": {**load.sent, "visits": load.visits},
         "failed": dict(load.failed),
+        "refused": load.refused,
         "same_process": same,
         "complaints": complaints[:5],
         "latency": times,

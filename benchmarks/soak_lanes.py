@@ -33,6 +33,8 @@ MIX = {
 LANES = 2
 """Connections of each kind."""
 CHECK_EVERY = 10
+_OVERLOAD = (429, 503, 8, 14)
+"""Statuses of HTTP and gRPC."""
 _CHUNK = 1 << 18
 _WINDOW = 1 << 30
 
@@ -77,21 +79,42 @@ class Lane:
         self._address = address
         self._asks = itertools.cycle(asks)
         self._answers = 0
+        self.refused = 0
+        """Requests that had to be refused, because too many came at once after a standstill."""
         self._open()
 
     def _open(self) -> None:
         self._sock = connect(self._address)
+        self._sock.setblocking(False)
         self._data = b""
+        self.unsent = bytearray()
         self.number = self._sock.fileno()
 
     def send(self, due: float) -> None:
+        """Raises OSError."""
         message, status, check = next(self._asks)
         self.waiting.append((due, status, check))
-        self._sock.sendall(message)
+        self._put(message)
+
+    def _put(self, message: bytes) -> None:
+        """Never waits: who does not read the answers meanwhile is not read either, and both wait for ever."""
+        self.unsent += message
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the agent takes now. Raises OSError."""
+        try:
+            while self.unsent:
+                del self.unsent[: self._sock.send(self.unsent)]
+        except BlockingIOError:
+            pass
 
     def receive(self, latency_ms: array[float]) -> None:
         """Take what has come. Raises Failed, OSError."""
-        more = self._sock.recv(_CHUNK)
+        try:
+            more = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
         if not more:
             raise Failed("the agent hung up")
         self._data = self._data + more if self._data else more
@@ -113,6 +136,9 @@ class Lane:
             raise Failed(f"an answer to nothing: {body[:200]!r}")
         due, wanted, check = self.waiting.popleft()
         latency_ms.append((time.perf_counter() - due) * 1e3)
+        if status != wanted and status in _OVERLOAD:
+            self.refused += 1
+            return
         if status != wanted:
             raise Failed(f"{status} for {wanted}: {body[:200]!r}")
         self._answers += 1
@@ -142,7 +168,7 @@ class Streams(Lane):
         self._messages: dict[int, bytes] = {}
         self._owed = 0
         hello = frames.settings({frames.INITIAL_WINDOW_SIZE: _WINDOW}) + frames.window_update(0, _WINDOW)
-        self._sock.sendall(frames.PREFACE + hello)
+        self._put(frames.PREFACE + hello)
 
     def send(self, due: float) -> None:
         message, status, check = next(self._asks)
@@ -151,7 +177,7 @@ class Streams(Lane):
         size = int.from_bytes(message[:3], "big") + 9
         self._open_streams[self._stream] = (due, status, check)
         self.waiting.append((due, status, check))
-        self._sock.sendall(
+        self._put(
             message[:5] + number + message[9 : size + 5] + number + message[size + 9 :]
         )  # HEADERS and DATA of this stream
 
@@ -171,7 +197,7 @@ class Streams(Lane):
             self._messages[stream] = self._messages.get(stream, b"") + payload
             self._owed += len(payload)
             if self._owed > _WINDOW // 2:
-                self._sock.sendall(frames.window_update(0, self._owed))
+                self._put(frames.window_update(0, self._owed))
                 self._owed = 0
         elif kind == frames.HEADERS and flags & frames.END_STREAM:
             due, wanted, check = self._open_streams.pop(stream)
@@ -179,9 +205,9 @@ class Streams(Lane):
             self.waiting.appendleft((due, wanted, check))
             self._answered(_status(payload), self._messages.pop(stream, b"")[5:], latency_ms)
         elif kind == frames.SETTINGS and not flags & frames.ACK:
-            self._sock.sendall(frames.frame(frames.SETTINGS, frames.ACK, 0))
+            self._put(frames.frame(frames.SETTINGS, frames.ACK, 0))
         elif kind == frames.PING and not flags & frames.ACK:
-            self._sock.sendall(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self._put(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif kind in (frames.RST_STREAM, frames.GOAWAY):
             raise Failed(f"frame {kind}: {payload!r}")
 
