@@ -8,6 +8,7 @@ and its messages are the ones that clients get everywhere.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ try:
     import orjson
 except ImportError:  # an optional extra: some boards have no wheel
     orjson = None
+
+_FEW = 4096
 
 
 def loads(text: bytes | bytearray | memoryview) -> Any:
@@ -45,9 +48,26 @@ def numbers(array: Array) -> Any:
     """The values of `array`, flat, for `dumps`. Raises ValueError for NaN and infinity."""
     if orjson is None:
         return array.ravel().tolist()
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype.kind == "f" and not is_finite(flat):
         raise ValueError("not a JSON number")  # orjson would write null
-    return np.ascontiguousarray(array).reshape(-1)
+    return flat
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no value is NaN or infinite."""
+    if array.size <= _FEW and math.isfinite(length(array.ravel().tolist())):
+        return True
+    return bool(np.isfinite(array).all())
+
+
+def length(values: list[Any]) -> float:
+    """Of a few numbers as a vector: no number is larger, and it is infinite or NaN where one is. Infinite for
+    many. The cheapest look at all of them: NumPy's calls cost five times as much.
+
+    Raises OverflowError for an integer beyond floating point.
+    """
+    return math.hypot(*values) if len(values) <= _FEW else math.inf
 
 
 def nested(array: Array) -> Any:

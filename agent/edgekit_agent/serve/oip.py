@@ -26,7 +26,7 @@ from edgekit_agent.serve import jsons
 from edgekit_agent.serve.http_tools import json_object
 from edgekit_agent.serve.message import BINARY, JSON, Response
 from edgekit_agent.serve.shared_memory import Access, Span
-from edgekit_agent.serve.values import NotFinite
+from edgekit_agent.serve.values import NUMBERS, NotFinite, numbers
 
 NORMAL_PRIORITY = 5
 """What a request without a priority has; 1 is the most urgent, 9 the least."""
@@ -35,7 +35,6 @@ _LARGE_BYTES = 64 * 1024
 """Binary tensors from this size on are sent from where they are, smaller ones are copied together."""
 _MAX_RANK = 16
 _MAX_SIZE = 1 << 40
-_NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 _LITTLE = sys.byteorder == "little"
 _SHORT = 120  # longest client text that an error message repeats
 
@@ -222,11 +221,16 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
+def named(name: str) -> str:
+    """An input in error messages."""
+    return f"input {name[:_SHORT]!r}"
+
+
 def _tensor(
     name: str, item: dict[str, Any], body: bytes | bytearray, offset: int, memory: Access | None
 ) -> tuple[Array, int]:
     """One input, and where the next binary tensor begins in `body`."""
-    where = f"input {name[:_SHORT]!r}"
+    where = named(name)
     datatype = _text(item, "datatype", where)
     dtype = DTYPES.get(datatype)
     if dtype is None:
@@ -250,7 +254,7 @@ def _tensor(
     if size is None:
         if "data" not in item:
             raise InputError(f"{where}: no data and no binary_data_size")
-        return _from_list(where, item["data"], datatype, dtype, shape), offset
+        return from_list(where, item["data"], datatype, dtype, shape), offset
     count = math.prod(shape)
     if not _is_size(size) or size != count * dtype.itemsize:
         wanted = count * dtype.itemsize
@@ -270,26 +274,16 @@ def _binary(
     return array if array.flags.aligned else array.copy()
 
 
-def _from_list(where: str, data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
-    """JSON numbers to an array; only conversions that keep the value's meaning."""
+def from_list(where: str, data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
+    """JSON numbers to an array; only conversions that keep the value's meaning. Raises InputError."""
     flat, kinds = _flatten(where, data)
     if len(flat) != math.prod(shape):
         raise InputError(f"{where}: shape {shape} wants {math.prod(shape)} values, data has {len(flat)}")
-    if not kinds <= _NUMBERS[dtype.kind]:
+    if not kinds <= NUMBERS[dtype.kind]:
         raise InputError(f"{where}: data is not {datatype}")
     try:
-        if dtype.kind == "f":
-            with np.errstate(over="raise"):
-                found = np.array(flat, np.float64).astype(dtype).reshape(shape)
-            if not np.isfinite(found).all():  # NaN, which is no JSON, and 1e999
-                raise OverflowError
-            return found
-        if dtype.kind in "iu" and flat:
-            limits = np.iinfo(dtype)
-            if min(flat) < limits.min or max(flat) > limits.max:
-                raise OverflowError
-        return np.array(flat, dtype).reshape(shape)
-    except (FloatingPointError, OverflowError):
+        return numbers(flat, dtype).reshape(shape)
+    except OverflowError:
         raise InputError(f"{where}: data is out of range for {datatype}") from None
 
 

@@ -11,6 +11,7 @@ from edgekit_agent.serve import documents, oip, raw, values
 from edgekit_agent.serve import http_tools as http
 from edgekit_agent.serve.core import Core, NotServed, Prepared, prepare
 from edgekit_agent.serve.http_tools import Respond
+from edgekit_agent.serve.json_templates import JsonTemplate
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import BINARY, JSON, Request, Response, error, ok
 from edgekit_agent.serve.model import Model
@@ -135,9 +136,13 @@ class Codec:
         request = self._request
         size = json_size(request.headers.get(b"inference-header-content-length"))
         body = http.buffer(request, limits.max_body_bytes)
+        whole = self._templates.whole if size is None and not heavy(request) else None
         template = self._templates.find(body, size) if size is not None else None
+        known = whole.find(body) if whole is not None else None
         if template is not None:
             parsed = template.request
+        elif known is not None:
+            parsed = known[0].request
         else:
             memory = Access(self._regions, request.peer, limits.max_body_bytes)
             parsed = oip.decode(body, size, memory)
@@ -145,10 +150,14 @@ class Codec:
             oip.check_wanted(parsed, model.config.outputs)
         if template is not None:
             prepared = template.prepare(model, body, limits)
+        elif known is not None:
+            prepared = prepare(model, {known[0].name: known[1]}, limits, known[0])
         else:
             prepared = prepare(model, parsed.inputs, limits, parsed)
             if size is not None:
                 self._templates.learn(body, size, parsed)
+            elif whole is not None:
+                whole.learn(body, parsed)
         if parsed.priority:
             prepared.priority = parsed.urgency
         if parsed.timeout_us:
@@ -160,7 +169,7 @@ class Codec:
         if isinstance(note, Template) and note.binary:
             return note.encode(model, outputs)
         with values.Blame(prepared.inputs):
-            if isinstance(note, Template):
+            if isinstance(note, Template | JsonTemplate):
                 answer = note.encode(model, outputs)
             else:
                 answer = oip.encode(model.name, model.version, note, config.outputs, outputs, config.labels)

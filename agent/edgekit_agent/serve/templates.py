@@ -16,6 +16,7 @@ import numpy as np
 from edgekit.runtimes import Array
 from edgekit_agent.serve import oip
 from edgekit_agent.serve.infer import Prepared, prepare
+from edgekit_agent.serve.json_templates import JsonTemplates
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import BINARY, Response
 from edgekit_agent.serve.model import Model
@@ -76,6 +77,8 @@ class Templates:
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int], Template] = {}
+        self.whole = JsonTemplates()
+        """For requests all in JSON."""
 
     def find(self, body: bytes | bytearray, json_size: int) -> Template | None:
         return self._known.get((bytes(body[:json_size]), len(body))) if json_size <= _MAX_JSON_BYTES else None

@@ -23,7 +23,10 @@ from edgekit_agent.serve import jsons
 TEXT = "BYTES"
 """The Open Inference Protocol's data type for text and bytes; as an array: objects of type `bytes`."""
 MAX_RANK = 16
-_NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+"""JSON's types that may stand for a data type of each of NumPy's kinds."""
+_SMALL = 3e4
+"""What fits 16 bits, too."""
 _NAMES = {
     str: "text", bool: "booleans", int: "integers", float: "decimals", dict: "objects", type(None): "null",
     list: "lists",
@@ -61,19 +64,24 @@ def flat(where: str, values: list[Any], datatype: str, kinds: set[type] | None =
         result[:] = [_bytes(where, item) for item in values]
         return result
     dtype = DTYPES[datatype]
-    if not kinds <= _NUMBERS[dtype.kind]:
-        found = ", ".join(sorted(_NAMES.get(kind, kind.__name__) for kind in kinds - _NUMBERS[dtype.kind]))
+    if not kinds <= NUMBERS[dtype.kind]:
+        found = ", ".join(sorted(_NAMES.get(kind, kind.__name__) for kind in kinds - NUMBERS[dtype.kind]))
         raise InputError(f"{where}: {datatype} wanted, found {found}")
     try:
-        if dtype.kind == "f":
-            return _floats(values, dtype)
-        if dtype.kind in "iu" and values:
-            limits = np.iinfo(dtype)
-            if min(values) < limits.min or max(values) > limits.max:
-                raise OverflowError
-        return np.array(values, dtype)
-    except (FloatingPointError, OverflowError):
+        return numbers(values, dtype)
+    except OverflowError:
         raise InputError(f"{where}: a value is out of range for {datatype}") from None
+
+
+def numbers(values: list[Any], dtype: np.dtype[Any]) -> Array:
+    """Numbers of the kinds that `dtype` takes as an array of one dimension. Raises OverflowError."""
+    if dtype.kind == "f":
+        return _floats(values, dtype)
+    if dtype.kind in "iu" and values:
+        limits = np.iinfo(dtype)
+        if min(values) < limits.min or max(values) > limits.max:
+            raise OverflowError
+    return np.array(values, dtype)
 
 
 def fit(where: str, value: Any, datatype: str, shape: Sequence[int]) -> Array:
@@ -135,7 +143,7 @@ def plain(values: Array, *, binary: bool = False) -> Any:
 
 def check_finite(values: Array) -> None:
     """Raise NotFinite where JSON cannot carry a value."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not jsons.is_finite(values):
         raise NotFinite
 
 
@@ -180,8 +188,11 @@ def _largest(dtype: np.dtype[Any]) -> float:
 
 
 def _floats(values: list[Any], dtype: np.dtype[Any]) -> Array:
-    with np.errstate(over="raise"):
-        result: Array = np.array(values, np.float64).astype(dtype)
+    exact = np.array(values, np.float64)
+    if jsons.length(values) < _SMALL:  # as are all of them, and none is NaN
+        return exact.astype(dtype)
+    with np.errstate(over="ignore"):
+        result: Array = exact.astype(dtype)
     if not np.isfinite(result).all():  # 1e999 is infinity to Python
         raise OverflowError
     return result
