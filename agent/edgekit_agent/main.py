@@ -9,8 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -205,13 +205,13 @@ def _run(args: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, log=_log(args, settings.log))
     host.keep_private()
     agent = Agent(settings)
-    stop = _signals()
-    try:
-        agent.start()
-        with sd.service(agent.status, agent.healthy):
-            stop()
-    finally:
-        agent.stop()
+    with _signals() as stop:
+        try:
+            agent.start()
+            with sd.service(agent.status, agent.healthy):
+                stop()
+        finally:
+            agent.stop()
     return 0
 
 
@@ -219,17 +219,17 @@ def _serve(args: argparse.Namespace) -> int:
     from edgekit_agent.alone import serve
 
     host.keep_private()
-    stop = _signals()
-    serve(
-        args.bundle,
-        key=args.key,
-        trust=args.trust,
-        profile=args.profile,
-        emulated=args.emulated,
-        section=_serve_section(args),
-        log_section=_log(args, config.LogSection()),
-        until=stop,
-    )
+    with _signals() as stop:
+        serve(
+            args.bundle,
+            key=args.key,
+            trust=args.trust,
+            profile=args.profile,
+            emulated=args.emulated,
+            section=_serve_section(args),
+            log_section=_log(args, config.LogSection()),
+            until=stop,
+        )
     return 0
 
 
@@ -276,16 +276,16 @@ def _unit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _signals() -> Callable[[], None]:
-    """Catch SIGTERM and SIGINT from now on; the result waits for one of them."""
+@contextmanager
+def _signals() -> Iterator[Callable[[], None]]:
+    """Catch SIGTERM and SIGINT from now on; what it gives waits for one of them."""
     wanted = {signal.SIGTERM, signal.SIGINT}
 
     def interrupt(_number: int, _frame: object) -> None:
         raise SystemExit(0)
 
     # Until the wait begins a signal ends the start-up, through every `finally`.
-    for one in wanted:
-        signal.signal(one, interrupt)
+    before = {one: signal.signal(one, interrupt) for one in wanted}
     # Its number lies here as well: Python swallows what a handler raises inside a destructor, and the wait
     # would last for ever.
     arrived, wakeup = os.pipe()
@@ -296,13 +296,19 @@ def _signals() -> Callable[[], None]:
         with suppress(SystemExit):
             while wanted.isdisjoint(os.read(arrived, 64)):
                 pass
+        # Another one must not disturb the end.
         for one in wanted:
+            before[one] = signal.SIG_IGN
             signal.signal(one, signal.SIG_IGN)
+
+    try:
+        yield wait
+    finally:
         signal.set_wakeup_fd(-1)
         os.close(arrived)
         os.close(wakeup)
-
-    return wait
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ def statuses(said: bytes) -> list[int]:
     found = []
     while said:
         head, _, rest = said.partition(b"\r\n\r\n")
+        if head == b"HTTP/1.1 100 Continue":  # what was asked for before the fault had come
+            said = rest
+            continue
         size = re.search(rb"(?im)^content-length: (\d+)\r?$", head)
         assert head.startswith(b"HTTP/1.1 ") and size, said
         found.append(int(head.split()[1]))

@@ -26,7 +26,7 @@ def tutorial() -> str:
 
 
 def test_the_tutorial_as_it_stands(tmp_path: Path) -> None:
-    for name in ("docs", "examples", "tests", "pyproject.toml"):
+    for name in ("README.md", "docs", "examples", "tests", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {
         **os.environ,

@@ -83,22 +83,26 @@ def test_golden_check_refuses_to_serve(capsys: pytest.CaptureFixture[str], tmp_p
     keys = Keys()
     (tmp_path / "builder.pub").write_bytes(keys.signer.public().to_pem())
     bad = release(tmp_path, "1.0.0", variant(1.0, lie=1.0), keys=keys, encrypt=False)
+    before = signal.getsignal(signal.SIGTERM)
     said = refused(capsys, "serve", bad, "--trust", tmp_path / "builder.pub", "--port", 0)
     assert "golden check" in said
+    # The process is as it was: signals are whose they were, and wake nobody.
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_signal_that_a_destructor_swallows_still_ends_the_wait() -> None:
     program = (
         "import os, signal\n"
         "from edgekit_agent.main import _signals\n"
-        "stop = _signals()\n"
         "class Last:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        str(self)\n"
-        "Last()\n"
-        "print('waiting', flush=True)\n"
-        "stop()\n"
+        "with _signals() as stop:\n"
+        "    Last()\n"
+        "    print('waiting', flush=True)\n"
+        "    stop()\n"
         "print('over')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
