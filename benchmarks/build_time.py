@@ -142,7 +142,11 @@ def candidates(rounds: int, folder: Path) -> dict[str, dict[str, Series]]:
     for number in range(rounds):
         for engine, series in results.items():
             target = next(one for one in nuc.target if one.runtime == engine)
-            recipe = next(iter(backends.get(engine).recipes("int8", target, nuc.calibration)))
+            backend = backends.get(engine)
+            offered = backend.recipes("int8", target, nuc.calibration)
+            if isinstance(backend, backends.Selective):
+                offered = [one for one in offered if not backend.worth(model, one)]
+            recipe = next(iter(offered))
             job = worker.Job("build", recipe, model=model, arrays={name: real})
             out = folder / f"{engine}.out"
             series["by hand"].time(partial(by_hand, engine, folder / "model.onnx", folder / "rows.npz", out))
