@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import itertools
 import os
 import socket
@@ -103,8 +104,8 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One recvmsg. Raises Closed at the end of the stream, ConfigError when descriptors were cut off."""
     try:
         data, ancillary, flags, _ = sock.recvmsg(_READ_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError as exc:
-        raise Closed(f"control socket: {exc.strerror}") from None
+    except OSError as exc:
+        raise _hung_up(exc) from None
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -123,8 +124,15 @@ def _send(sock: socket.socket, frame: memoryview, fds: Sequence[int]) -> int:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
         return sock.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
-    except ConnectionError as exc:
-        raise Closed(f"control socket: {exc.strerror}") from None
+    except OSError as exc:
+        raise _hung_up(exc) from None
+
+
+def _hung_up(exc: OSError) -> Exception:
+    """Closed, where the other side has hung up or another thread of this one; `exc` itself otherwise."""
+    if isinstance(exc, ConnectionError) or exc.errno == errno.EBADF:
+        return Closed(f"control socket: {exc.strerror}")
+    return exc
 
 
 class Channel:

@@ -210,3 +210,15 @@ def test_limits_survive_the_command_line_and_are_checked() -> None:
     for field in dataclasses.fields(Limits):
         with pytest.raises(ConfigError, match=field.name):
             Limits.from_argument(dataclasses.replace(limits, **{field.name: -1}).to_argument())
+
+
+def test_a_channel_that_another_thread_has_closed_is_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """A killed serving process is hung up on while others are about to ask it."""
+    channel = ipc.Channel(pair[0])
+    channel.close()
+    with pytest.raises(ipc.Closed):
+        channel.send(Ping(1))
+    with pytest.raises(ipc.Closed):
+        channel.receive()
