@@ -163,11 +163,11 @@ def _serve_section(args: argparse.Namespace) -> ServeSection:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: not a port", "0 to 65535")
     others = tuple(dict.fromkeys(args.also_port))
-    if not all(0 < port <= 65535 and port != args.port for port in others) or len(others) >= config.MAX_PORTS:
-        raise InputError(
-            f"--also-port {' '.join(map(str, others))}: not {config.MAX_PORTS - 1} other ports or fewer",
-            "1 to 65535, not the one of --port",
-        )
+    odd = [port for port in others if not 0 < port <= 65535 or port == args.port]
+    if odd:
+        raise InputError(f"--also-port {odd[0]}: not a port of its own", "1 to 65535, not the one of --port")
+    if len(others) >= config.MAX_PORTS:
+        raise InputError(f"--also-port: {len(others)} ports", f"give {config.MAX_PORTS - 1} at most")
     if bool(args.tls_cert) != bool(args.tls_key) or (args.client_ca and not args.tls_cert):
         raise InputError("TLS needs --tls-cert and --tls-key", "--client-ca needs both, too")
     return ServeSection(

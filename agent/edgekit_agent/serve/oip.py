@@ -24,6 +24,7 @@ from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.serve import jsons
 from edgekit_agent.serve.http_tools import json_object
+from edgekit_agent.serve.infer import Prepared
 from edgekit_agent.serve.message import BINARY, JSON, Response
 from edgekit_agent.serve.shared_memory import Access, Span
 from edgekit_agent.serve.values import NUMBERS, NotFinite, numbers
@@ -65,10 +66,12 @@ class InferRequest:
     priority: int = 0
     """Triton's: 1 is the most urgent, 0 means NORMAL_PRIORITY."""
 
-    @property
-    def urgency(self) -> int:
-        """The priority as infer.Prepared counts it: 0 is normal, higher comes first."""
-        return NORMAL_PRIORITY - self.priority if self.priority else 0
+    def hurry(self, prepared: Prepared, received_ns: int) -> None:
+        """Its timeout, which counts from `received_ns`, and its priority, where it has them."""
+        if self.priority:  # of a prepared request 0 is normal, and higher comes first
+            prepared.priority = NORMAL_PRIORITY - self.priority
+        if self.timeout_us:
+            prepared.deadline_ns = received_ns + self.timeout_us * 1000
 
 
 def decode(body: bytes | bytearray, json_size: int | None, memory: Access | None = None) -> InferRequest:

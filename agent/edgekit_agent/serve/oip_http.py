@@ -158,10 +158,7 @@ class Codec:
                 self._templates.learn(body, size, parsed)
             elif whole is not None:
                 whole.learn(body, parsed)
-        if parsed.priority:
-            prepared.priority = parsed.urgency
-        if parsed.timeout_us:
-            prepared.deadline_ns = request.received_ns + parsed.timeout_us * 1000
+        parsed.hurry(prepared, request.received_ns)
         return prepared
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Response:

@@ -110,10 +110,7 @@ class Codec:
             prepared = prepare(model, request.inputs, limits, request)
             if isinstance(message, bytes) and not self.heavy:
                 self._templates.learn(message, self.name, self.version, request)
-        if request.priority:
-            prepared.priority = request.urgency
-        if request.timeout_us:
-            prepared.deadline_ns = incoming.received_ns + request.timeout_us * 1000
+        request.hurry(prepared, incoming.received_ns)
         return prepared
 
     def encode(self, model: Model, prepared: Prepared, outputs: dict[str, Array]) -> Reply:
