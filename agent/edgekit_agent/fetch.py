@@ -9,7 +9,6 @@ import re
 import shutil
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -151,9 +150,3 @@ def _check_answer(response: http.client.HTTPResponse, path: str, size: int, have
             raise NetworkFault(f"the fleet sent bytes from {start}, {have} were asked for")
     if total and (not total.isdecimal() or int(total) != size):
         raise InputError(f"{path} has {total[:20]} bytes, the assignment says {size}", "publish it again")
-
-
-def forget_partial(to: Path) -> None:
-    """Remove what an abandoned download left."""
-    with suppress(OSError):
-        to.with_name(to.name + ".part").unlink()

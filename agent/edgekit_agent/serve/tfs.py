@@ -17,8 +17,6 @@ from edgekit.runtimes import Array
 
 SIGNATURE = "serving_default"
 METHODS = ("tensorflow/serving/predict", "tensorflow/serving/classify", "tensorflow/serving/regress")
-LATEST = "0"
-"""OpenVINO's clients of this protocol ask for version 0 when they mean whichever there is."""
 LABEL = "stable"
 """The version label of the release that is served; there are no others."""
 DTYPES = {
@@ -47,7 +45,7 @@ def number(version: str) -> int:
 def wanted(asked: str, served: str) -> str:
     """The version to ask the core for: "" (whichever is served) when `asked` means `served`.
 
-    `asked`: a number as by `number`, "0", the release's own version, or "" (any).
+    `asked`: a number as by `number`, "0" (any, as OpenVINO says it), the release's own version, or "" (any).
     """
     same = asked.isascii() and asked.isdigit() and len(asked) <= 18 and int(asked) in (0, number(served))
     return "" if same or asked == served else asked
