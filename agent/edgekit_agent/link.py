@@ -1,7 +1,8 @@
 """The link to the fleet: MQTT 5 over mutual TLS, with everything that matters stored until acknowledged.
 
-Three threads that never wait for an activation: paho's network loop, inside `_connect` (which also
-reconnects, with jitter); a pump that publishes from the store; callbacks only put messages in a queue.
+Two threads that never wait for an activation: `_connect` runs paho's network loop (and reconnects, with
+jitter), and it alone touches the socket; a pump publishes from the store. Callbacks only put messages in a
+queue.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ class Link:
         # A last will is only sent when the connection breaks, never after a goodbye.
         gone = codec.to_json(Presence(False, self._boot))
         client.will_set(self._topic(wire.PRESENCE), gone, qos=1, retain=True)
+        # With this set, paho leaves all writing to the thread in `loop`. Otherwise `publish` writes on the
+        # pump's thread while `loop` reads; Python's ssl does not lock, and OpenSSL's memory is corrupted.
+        client.on_socket_register_write = lambda *_: None
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -126,7 +130,8 @@ class Link:
         while not self._stopping.is_set():
             try:
                 self._client.connect(host, port, KEEPALIVE_S, clean_start=False, properties=properties)
-                self._client.loop_forever()
+                while self._client.loop() == mqtt.MQTT_ERR_SUCCESS:
+                    pass
                 reason = "connection lost"
             except (OSError, ValueError) as exc:
                 reason = str(exc) or type(exc).__name__

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from edgekit.errors import EdgekitError
@@ -26,6 +27,8 @@ KEEP_MIB = 192.0
 memory is available, and kept while so much is."""
 WARM_S = 60.0
 RETRY_S = 30.0
+ANSWER_S = 0.5
+"""A spare that is needed has nothing to do but answer."""
 
 
 class Spare:
@@ -71,7 +74,12 @@ class Spare:
             if self._ready is None or self._engine != engine or not self._ready.alive:
                 return None
             taken, self._ready, self._engine = self._ready, None, ""
-            return taken
+        # It may have been killed with the one that it is to replace, and not be gone yet.
+        with suppress(EdgekitError):
+            if taken.warm(engine, timeout_s=ANSWER_S):
+                return taken
+        taken.kill()
+        return None
 
     def close(self) -> None:
         with self._lock:

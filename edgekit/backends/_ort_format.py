@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from edgekit.backends._silence import silenced
 
 _ALIGNMENT = 16
 """Bytes; no field of a FlatBuffer wants more."""
@@ -27,7 +27,7 @@ def to_ort(onnx: bytes) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(onnx)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with silenced():
             convert_onnx_models_to_ort(
                 folder,
                 optimization_styles=[OptimizationStyle.Fixed],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.backends._base import Calibration
+from edgekit.backends._silence import silenced
 
 METHODS = {"minmax": "MinMax", "average": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 """How ranges of activations come from the rows' extremes: a recipe's "method" to onnxruntime's
@@ -156,7 +155,7 @@ def _through_files(onnx_bytes: bytes, make: Callable[[Path, Path], None]) -> byt
     with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as name:
         folder = Path(name)
         (folder / "in.onnx").write_bytes(onnx_bytes)
-        with contextlib.redirect_stdout(io.StringIO()):  # calibration by histograms prints what it does
+        with silenced():  # calibration by histograms prints what it does
             make(folder / "in.onnx", folder / "out.onnx")
         return lean((folder / "out.onnx").read_bytes())
 

@@ -315,7 +315,9 @@ def test_the_fleet_hears_that_a_release_gave_way(place: StandIn, fleet: Fleet, d
     assert device.child is not None
     for crash in range(1, ServeSection().crash_limit + 1):
         kill_workers(device)
-        assert device.client.served_weight() == (2.0 if crash < ServeSection().crash_limit else 1.0)
+        assert device.client.served_weight() == (2.0 if crash < ServeSection().crash_limit else 1.0), (
+            device.log()
+        )
         # Clients are answered a moment before the supervisor hears that the load is done; killed in between,
         # one release would have crashed twice.
         wait_for("the end of it", lambda: device.log().count(" again after ") >= crash)  # noqa: B023 - called at once

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.backends._silence import silenced
 from edgekit.build.sources import _lower, _probe
 from edgekit.build.sources._base import Arrays
 from edgekit.build.sources.onnx_file import library
@@ -63,7 +63,7 @@ def _first_sound(
     """What the first step makes that still answers as `wanted`, else `model`."""
     for step in steps:
         try:
-            with contextlib.redirect_stdout(io.StringIO()), _silent_logs():
+            with silenced(), _silent_logs():
                 better = step(model)
             have = _probe.answers(better.SerializeToString(deterministic=True), questions)
         except Exception as exc:  # a clean-up that fails must not stop a sound model
