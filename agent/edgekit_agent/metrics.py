@@ -43,10 +43,6 @@ class Histogram:
     buckets: list[int] = field(default_factory=_empty)
     sum_ms: float = 0.0
 
-    def add(self, bucket: int, ms: float) -> None:
-        self.buckets[bucket] += 1
-        self.sum_ms += ms
-
 
 KINDS = {
     404: "unknown_model",
@@ -113,11 +109,13 @@ class Counters:
             bucket = bisect_left(LATENCY_BOUNDS_MS, latency_ms)
             self.buckets[bucket] += 1
             self.latency_sum_ms += latency_ms
-            self.success.add(latency_ns)
+            self.success.count += 1
+            self.success.ns += latency_ns
             histogram = self.protocols.get(protocol)
             if histogram is None:
                 histogram = self.protocols[protocol] = Histogram()
-            histogram.add(bucket, latency_ms)
+            histogram.buckets[bucket] += 1
+            histogram.sum_ms += latency_ms
             return
         self.fail.add(latency_ns)
         kind = KINDS.get(status) or ("engine" if status >= 500 else "client")
@@ -125,9 +123,11 @@ class Counters:
 
     def waited(self, waits_ns: Sequence[int]) -> None:
         """Count what successful requests waited for the engine."""
-        self.queue.add(sum(waits_ns), len(waits_ns))
+        total_ns, buckets = sum(waits_ns), self.queued.buckets
+        self.queue.add(total_ns, len(waits_ns))
+        self.queued.sum_ms += total_ns / 1e6
         for ns in waits_ns:
-            self.queued.add(bisect_left(LATENCY_BOUNDS_MS, ns / 1e6), ns / 1e6)
+            buckets[bisect_left(LATENCY_BOUNDS_MS, ns / 1e6)] += 1
 
     def executed(self, samples: int, infer_ns: int, input_ns: int, output_ns: int) -> None:
         """Count one engine run, with the decoding and encoding of all its requests."""

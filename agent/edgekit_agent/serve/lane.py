@@ -11,7 +11,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic
 
@@ -43,7 +43,8 @@ class Job(Generic[A]):
     priority: int
     share: Share | None = None
     """Whose request it is."""
-    prepared: Prepared | None = None
+    prepared: Prepared = field(init=False)
+    """Before it is submitted."""
     waited_ns: int = 0
     """When it began to wait, and from when it runs how long it had."""
     taken: bool = False
@@ -93,7 +94,7 @@ class Lane:
         if self._abandoned:
             self._finish(job, Outcome(job.codec.refuse(503, ENGINE_STUCK), 503))
             return
-        prepared = _of(job)
+        prepared = job.prepared
         job.waited_ns = time.perf_counter_ns()
         turn = self._turns.stamp(job.share, prepared.samples)
         heapq.heappush(self._heap, (-prepared.priority, turn, next(self._numbers), job))
@@ -144,7 +145,7 @@ class Lane:
             if not jobs:
                 return
             # Short runs are cheaper without a thread, but never two at once.
-            if self._runs == 0 and self._inline.allows(self._model.pace.estimate_ms(samples)):
+            if self._runs == 0 and self._inline.allows(self._model.pace.estimate_ms(samples), len(jobs)):
                 begun = self._inline.begin()
                 run = self._run(jobs)
                 self._inline.blocked(run.ms, begun)
@@ -163,7 +164,7 @@ class Lane:
         now = time.perf_counter_ns()
         while self._heap:
             _, turn, _, job = self._heap[0]
-            prepared = _of(job)
+            prepared = job.prepared
             if jobs and (samples + prepared.samples > self._batch or not self._fits(jobs[0], job)):
                 break
             heapq.heappop(self._heap)
@@ -187,14 +188,14 @@ class Lane:
         """Whether their inputs can be joined: same sizes in all dimensions but the first."""
         if not self._ragged:
             return True
-        ours, theirs = _of(first).inputs, _of(other).inputs
+        ours, theirs = first.prepared.inputs, other.prepared.inputs
         return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
 
     def _expire(self, job: Job[Any]) -> None:
         if not job.taken:
             job.taken = True
             job.waited_ns = time.perf_counter_ns() - job.waited_ns
-            self._samples -= _of(job).samples
+            self._samples -= job.prepared.samples
             self._heap = [entry for entry in self._heap if entry[-1] is not job]
             heapq.heapify(self._heap)
             self._refuse(job)
@@ -203,7 +204,7 @@ class Lane:
         self._finish(job, Outcome(job.codec.refuse(504, TOO_LATE), 504))
 
     def _run(self, jobs: list[Job[Any]]) -> Run:
-        return steps.run(self._model, [_of(job) for job in jobs])
+        return steps.run(self._model, [job.prepared for job in jobs])
 
     def _work(self, jobs: list[Job[Any]]) -> None:
         """On a thread of the model."""
@@ -276,15 +277,20 @@ class Lane:
         shared = len(run.took) == 1
         for number, (samples, ns) in enumerate(run.took):
             of = slice(None) if shared else slice(number, number + 1)
-            input_ns = sum([_of(job).input_ns for job in jobs[of]])
+            input_ns = sum([job.prepared.input_ns for job in jobs[of]])
             counters.executed(samples, ns, input_ns, sum([outcome.output_ns for outcome in outcomes[of]]))
         fine = [pair for pair in zip(jobs, outcomes, strict=True) if pair[1].status == 200]
-        count = len(fine)
-        counters.inferences += sum([outcome.samples for _, outcome in fine])
+        inferences = input_ns = infer_ns = output_ns = 0
+        for job, outcome in fine:
+            inferences += outcome.samples
+            input_ns += job.prepared.input_ns
+            infer_ns += outcome.infer_ns
+            output_ns += outcome.output_ns
+        counters.inferences += inferences
         counters.waited([job.waited_ns for job, _ in fine])
-        counters.compute_input.add(sum([_of(job).input_ns for job, _ in fine]), count)
-        counters.compute_infer.add(sum([outcome.infer_ns for _, outcome in fine]), count)
-        counters.compute_output.add(sum([outcome.output_ns for _, outcome in fine]), count)
+        counters.compute_input.add(input_ns, len(fine))
+        counters.compute_infer.add(infer_ns, len(fine))
+        counters.compute_output.add(output_ns, len(fine))
         if labels:
             for _, outcome in fine:
                 for index in outcome.classes:
@@ -293,11 +299,6 @@ class Lane:
     def _outcomes(self, jobs: list[Job[Any]], run: Run) -> list[Outcome[Any]]:
         shared = len(run.took) == 1
         return [
-            steps.outcome(self._model, job.codec, _of(job), result, run.took[0 if shared else i][1])
+            steps.outcome(self._model, job.codec, job.prepared, result, run.took[0 if shared else i][1])
             for i, (job, result) in enumerate(zip(jobs, run.results, strict=True))
         ]
-
-
-def _of(job: Job[Any]) -> Prepared:
-    assert job.prepared is not None  # noqa: S101 - `submit` takes prepared jobs only
-    return job.prepared

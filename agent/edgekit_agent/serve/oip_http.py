@@ -138,19 +138,17 @@ class Codec:
         body = http.buffer(request, limits.max_body_bytes)
         whole = self._templates.whole if size is None and not heavy(request) else None
         template = self._templates.find(body, size) if size is not None else None
-        known = whole.find(body) if whole is not None else None
         if template is not None:
-            parsed = template.request
-        elif known is not None:
+            return template.prepare(model, body, limits, request.received_ns)
+        known = whole.find(body) if whole is not None else None
+        if known is not None:
             parsed = known[0].request
         else:
             memory = Access(self._regions, request.peer, limits.max_body_bytes)
             parsed = oip.decode(body, size, memory)
         if parsed.wanted is not None:
             oip.check_wanted(parsed, model.config.outputs)
-        if template is not None:
-            prepared = template.prepare(model, body, limits)
-        elif known is not None:
+        if known is not None:
             prepared = prepare(model, {known[0].name: known[1]}, limits, known[0])
         else:
             prepared = prepare(model, parsed.inputs, limits, parsed)

@@ -29,6 +29,10 @@ _MAX_JSON_BYTES = 2048
 class Template:
     """An infer request without its tensors' bytes."""
 
+    text: bytes
+    """The JSON that it begins with."""
+    size: int
+    """Of the whole."""
     request: oip.InferRequest
     """Without inputs."""
     tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
@@ -36,11 +40,12 @@ class Template:
     binary: bool
     """Whether all that it asks for comes as raw tensors: the answer's JSON depends on their shapes only."""
     fits: dict[int, int] = field(default_factory=dict)
-    """Samples of such a request by Model.number, where the model takes the tensors as they are."""
+    """Samples of such a request by Model.number, where the model takes the tensors as they are and has the
+    outputs that are wanted."""
     answers: dict[Any, tuple[bytes, bool]] = field(default_factory=dict)
     """JSON of an answer, and whether its tensors are large, by everything that they depend on."""
 
-    def prepare(self, model: Model, body: bytes | bytearray, limits: Limits) -> Prepared:
+    def prepare(self, model: Model, body: bytes | bytearray, limits: Limits, received_ns: int) -> Prepared:
         """As infer.prepare does it, with views of `body`. Raises InputError."""
         arrays = {}
         for name, dtype, shape, offset in self.tensors:
@@ -48,10 +53,14 @@ class Template:
             arrays[name] = array if array.flags.aligned else array.copy()
         samples = self.fits.get(model.number)
         if samples is not None:
-            return Prepared(arrays, samples, note=self)
-        prepared = prepare(model, arrays, limits, self)
-        if len(self.fits) < _KEPT and prepared.inputs is arrays:
-            self.fits[model.number] = prepared.samples
+            prepared = Prepared(arrays, samples, note=self)
+        else:
+            if self.request.wanted is not None:
+                oip.check_wanted(self.request, model.config.outputs)
+            prepared = prepare(model, arrays, limits, self)
+            if len(self.fits) < _KEPT and prepared.inputs is arrays:
+                self.fits[model.number] = prepared.samples
+        self.request.hurry(prepared, received_ns)
         return prepared
 
     def encode(self, model: Model, outputs: dict[str, Array]) -> Response:
@@ -77,11 +86,23 @@ class Templates:
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int], Template] = {}
+        self._last: Template | None = None
         self.whole = JsonTemplates()
         """For requests all in JSON."""
 
     def find(self, body: bytes | bytearray, json_size: int) -> Template | None:
-        return self._known.get((bytes(body[:json_size]), len(body))) if json_size <= _MAX_JSON_BYTES else None
+        last = self._last
+        if (
+            last is not None
+            and len(last.text) == json_size
+            and last.size == len(body)
+            and body.startswith(last.text)
+        ):
+            return last
+        if json_size > _MAX_JSON_BYTES:
+            return None
+        self._last = self._known.get((bytes(body[:json_size]), len(body)))
+        return self._last
 
     def learn(self, body: bytes | bytearray, json_size: int, parsed: oip.InferRequest) -> None:
         """Keep what `body` was found to say, when its like may come again."""
@@ -103,4 +124,5 @@ class Templates:
         else:
             binary = all(one.binary and not one.classes for one in parsed.wanted)
         request = dataclasses.replace(parsed, inputs={}, memory=None)
-        self._known[bytes(body[:json_size]), len(body)] = Template(request, tuple(tensors), binary)
+        text, size = bytes(body[:json_size]), len(body)
+        self._known[text, size] = Template(text, size, request, tuple(tensors), binary)

@@ -353,32 +353,38 @@ def test_a_model_that_is_slow_on_some_data_takes_its_thread_until_it_settles() -
     run(test, Limits(inline_ms=10), Pace(0.001))
 
 
+def test_a_run_of_many_requests_may_block_the_loop_for_longer() -> None:
+    inline = Inline(0.5)
+    assert inline.allows(0.4, 1) and not inline.allows(0.6, 7)
+    assert inline.allows(0.6, 8) and not inline.allows(1.0, 32)
+
+
 def test_the_more_often_a_model_blocks_the_loop_the_longer_it_keeps_off() -> None:
     inline = Inline(1.0)
 
     def short_runs_away() -> int:
         count = 0
-        while not inline.allows(0.1):
+        while not inline.allows(0.1, 1):
             inline.passed(0.1)
             count += 1
         return count
 
-    inline.blocked(1.9, inline.begin())
-    assert inline.allows(0.1) and not inline.allows(1.0)
+    inline.blocked(3.9, inline.begin())
+    assert inline.allows(0.1, 1) and not inline.allows(1.0, 1)
     assert inline.begin() == 0  # all is well: nobody looks at the clock
-    inline.blocked(2.1, 0)
-    inline.blocked(2.1, inline.begin())
-    assert inline.allows(0.1)  # the processor was somebody else's
+    inline.blocked(4.1, 0)
+    inline.blocked(4.1, inline.begin())
+    assert inline.allows(0.1, 1)  # the processor was somebody else's
     inline.blocked(51.0, inline.begin())
-    assert not inline.allows(0.1)
+    assert not inline.allows(0.1, 1)
     short_runs_away()
     lengths = []
     for _ in range(2):
-        inline.blocked(2.1, LONG_AGO)
+        inline.blocked(4.1, LONG_AGO)
         lengths.append(short_runs_away())
     assert lengths == [64, 128]
     for _ in range(2000):
         inline.blocked(0.1, inline.begin())
     assert inline.begin() == 0
-    inline.blocked(2.1, LONG_AGO)
+    inline.blocked(4.1, LONG_AGO)
     assert short_runs_away() == 32
