@@ -24,8 +24,8 @@ from tests.support.serving import Stand, keyword_spotter, linear, stand
 from tests.unit.runtimes import kws
 
 pytestmark = pytest.mark.xdist_group("toolenv")
-BRIEF = ("-p", "200", "-r", "3", "-s", "10000")
-"""Three windows of 200 ms that need not agree."""
+BRIEF = ("-p", "500", "-r", "3", "-s", "10000")
+"""Three windows of 500 ms that need not agree; in one without any answer it would give up."""
 COUNT = 100
 X = [1.5, 2.5, 3.5, 4.5]
 

@@ -299,9 +299,10 @@ class Connection(asyncio.Protocol):
 
     def _respond(self, response: Response) -> None:
         request, self._current = self._current, None
-        if request is not None:
-            self._end(request)
-        if request is None or self._transport is None:
+        if request is None:
+            return
+        self._end(request)
+        if self._transport is None:
             return  # the client has gone
         close = not request.keep_alive or self._server.draining or (self._deaf and not self._waiting)
         self._write(response, close=close, request=request)
@@ -352,7 +353,8 @@ class Connection(asyncio.Protocol):
         server.turns.asking = before
 
     def _end(self, request: Request) -> None:
-        self._let_go(request)
+        if request.held:
+            self._let_go(request)
         if self._claim is not None:
             self._claim.end()
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from edgekit_agent.serve.message import Memo, Request
+from edgekit_agent.serve.peer import NOBODY
 
 _MAX_BYTES = 4096
 _NOT_ALONE = (b"connection", b"expect", b"transfer-encoding", b"upgrade")
@@ -47,6 +48,5 @@ class Known:
     def request(self, body: bytes | bytearray) -> Request:
         """The request that ends with `body`."""
         now = time.perf_counter_ns()
-        made = Request(self.method, self.target, self.headers, body, keep_alive=True, received_ns=now)
-        made.memo = self.memo
-        return made
+        # By position: names would cost half a microsecond.
+        return Request(self.method, self.target, self.headers, body, True, now, False, NOBODY, 0, self.memo)

@@ -103,7 +103,7 @@ class Lane:
             full = self._samples >= self._batch or len(self._heap) >= self._limits.max_queue
             if full and not self._answering:
                 self._go()
-            else:
+            elif not self._scheduled:
                 self._schedule()
         if prepared.deadline_ns and not job.taken:
             left_s = (prepared.deadline_ns - job.waited_ns) / 1e9
@@ -128,9 +128,8 @@ class Lane:
 
     def _schedule(self) -> None:
         """Go on after the sockets that are ready now have been read."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._tick)
+        self._scheduled = True
+        self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
         self._scheduled = False
@@ -150,7 +149,7 @@ class Lane:
                 run = self._run(jobs)
                 self._inline.blocked(run.ms, begun)
                 self._answer(jobs, run, None)
-                if self._heap:
+                if self._heap and not self._scheduled:
                     self._schedule()
                 return
             self._runs += 1

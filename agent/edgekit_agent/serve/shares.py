@@ -103,7 +103,8 @@ class Shares:
 
     def end(self, share: Share) -> None:
         share.requests -= 1
-        self._forget(share)
+        if not share.connections:
+            self._forget(share)
 
     def hold(self, share: Share, size: int) -> bool:
         """Count `size` bytes of a body; False (and not counted) when there is no room for them."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.runtimes import Array
 from edgekit_agent.serve import oip
-from edgekit_agent.serve.infer import Prepared, prepare
+from edgekit_agent.serve.infer import PACKED_BYTES, Layout, Prepared, prepare
 from edgekit_agent.serve.json_templates import JsonTemplates
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import BINARY, Response
@@ -37,6 +37,8 @@ class Template:
     """Without inputs."""
     tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
     """Name, data type, shape and offset in the body of each input."""
+    layout: Layout | None
+    """Of the only tensor, when it is small."""
     binary: bool
     """Whether all that it asks for comes as raw tensors: the answer's JSON depends on their shapes only."""
     fits: dict[int, int] = field(default_factory=dict)
@@ -47,14 +49,14 @@ class Template:
 
     def prepare(self, model: Model, body: bytes | bytearray, limits: Limits, received_ns: int) -> Prepared:
         """As infer.prepare does it, with views of `body`. Raises InputError."""
-        arrays = {}
-        for name, dtype, shape, offset in self.tensors:
-            array: Array = np.ndarray(shape, dtype, body, offset)
-            arrays[name] = array if array.flags.aligned else array.copy()
         samples = self.fits.get(model.number)
         if samples is not None:
-            prepared = Prepared(arrays, samples, note=self)
+            if self.layout is not None:
+                prepared = Prepared(None, samples, self, body[len(self.text) :], self.layout)
+            else:
+                prepared = Prepared(self._arrays(body), samples, note=self)
         else:
+            arrays = self._arrays(body)
             if self.request.wanted is not None:
                 oip.check_wanted(self.request, model.config.outputs)
             prepared = prepare(model, arrays, limits, self)
@@ -62,6 +64,13 @@ class Template:
                 self.fits[model.number] = prepared.samples
         self.request.hurry(prepared, received_ns)
         return prepared
+
+    def _arrays(self, body: bytes | bytearray) -> dict[str, Array]:
+        arrays = {}
+        for name, dtype, shape, offset in self.tensors:
+            array: Array = np.ndarray(shape, dtype, body, offset)
+            arrays[name] = array if array.flags.aligned else array.copy()
+        return arrays
 
     def encode(self, model: Model, outputs: dict[str, Array]) -> Response:
         """As oip.encode does it."""
@@ -125,4 +134,7 @@ class Templates:
             binary = all(one.binary and not one.classes for one in parsed.wanted)
         request = dataclasses.replace(parsed, inputs={}, memory=None)
         text, size = bytes(body[:json_size]), len(body)
-        self._known[text, size] = Template(text, size, request, tuple(tensors), binary)
+        layout = None
+        if len(tensors) == 1 and size - json_size <= PACKED_BYTES:
+            layout = Layout(*tensors[0][:3])
+        self._known[text, size] = Template(text, size, request, tuple(tensors), layout, binary)

@@ -12,6 +12,7 @@ import numpy as np
 from edgekit.runtimes import Array
 from edgekit_agent.serve.core import Prepared, prepare
 from edgekit_agent.serve.grpc.patterns import Pattern
+from edgekit_agent.serve.infer import PACKED_BYTES, Layout
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
 
@@ -27,17 +28,23 @@ Tensor = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
 class Template:
     """A request without its tensors' octets. Subclasses add what their protocol has beside them."""
 
-    __slots__ = ("_fits", "pattern", "tensors")
+    __slots__ = ("_fits", "_layout", "pattern", "tensors")
 
     def __init__(self, pattern: Pattern, tensors: tuple[Tensor, ...]) -> None:
         self.pattern = pattern
         self.tensors = tensors
         # Samples of such a request by Model.number, where the model takes the tensors as they are.
         self._fits: dict[int, int] = {}
+        name, dtype, shape, start, stop = tensors[0]
+        single = len(tensors) == 1 and stop - start <= PACKED_BYTES
+        self._layout = Layout(name, dtype, shape) if single else None
 
     def prepare(self, model: Model, message: bytes, limits: Limits) -> Prepared:
         """As infer.prepare does it. Raises InputError."""
-        end = len(message)
+        end, samples = len(message), self._fits.get(model.number)
+        if samples is not None and self._layout is not None:
+            _, _, _, start, stop = self.tensors[0]
+            return Prepared(None, samples, None, message[end + start : end + stop], self._layout)
         arrays: dict[str, Array] = {}
         for name, dtype, shape, start, stop in self.tensors:
             if stop - start <= _SLICED:  # octets that are cut out are aligned
@@ -45,7 +52,6 @@ class Template:
             else:
                 array: Array = np.ndarray(shape, dtype, message, end + start)
                 arrays[name] = array if array.flags.aligned else array.copy()
-        samples = self._fits.get(model.number)
         if samples is not None:
             return Prepared(arrays, samples)
         prepared = prepare(model, arrays, limits)

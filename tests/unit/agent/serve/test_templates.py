@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.model import TensorSpec
-from edgekit.errors import InputError
+from edgekit.errors import EngineError, InputError
 from edgekit.runtimes import Array
+from edgekit.runtimes._base import DTYPES
 from edgekit.runtimes._pace import Pace
 from edgekit.runtimes._ports import dtype_name
 from edgekit_agent.metrics import Counters
-from edgekit_agent.serve.infer import Prepared
+from edgekit_agent.serve.infer import Prepared, run
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response
 from edgekit_agent.serve.model import Gate, Model
@@ -120,6 +121,48 @@ def test_another_release_is_asked_what_it_can_answer() -> None:
         decode(unnamed, other, templates)
     codec, prepared = decode(unnamed, new, templates)
     assert isinstance(prepared.note, Template) and b'"w"' in codec.encode(new, prepared, {"w": x}).body
+
+
+class Sums(Nothing):
+    """y: the sum of each row."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.broken = False
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        self.runs.append(len(inputs["x"]))
+        if self.broken and len(inputs["x"]) > 2:
+            raise EngineError("too many")
+        return {"y": inputs["x"].sum(axis=1, keepdims=True)}
+
+
+@pytest.mark.parametrize("kind", ["FP32", "INT64", "UINT8"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_small_inputs_are_joined_as_bytes(kind: str, broken: bool) -> None:
+    """The first of each length is parsed, the second looked at; the others come as bytes."""
+    served, templates, engine = model({"x": (-1, 3)}, {"y": (-1, 1)}, kind), Templates(), Sums()
+    engine.broken = broken
+    served.session = engine  # type: ignore[assignment]
+    rows = [np.arange(3 * n).reshape(n, 3).astype(DTYPES[kind]) + n for n in (1, 2, 1, 2, 1, 2)]
+    batch = [decode(request({"x": one}), served, templates)[1] for one in rows]
+    assert [one.layout is not None for one in batch] == [False] * 4 + [True] * 2
+    for first in (0, 4, 5):
+        results = run(served, batch[first:]).results
+        for row, result in zip(rows[first:], results, strict=True):
+            assert not isinstance(result, Exception)
+            np.testing.assert_array_equal(result["y"], row.sum(axis=1, keepdims=True))
+    assert engine.runs[0] == 9 and (len(engine.runs) > 3) == broken
+
+
+def test_large_inputs_are_not_joined_as_bytes() -> None:
+    served, templates = model({"x": (-1, 3)}, {"y": (-1, 1)}), Templates()
+    x = np.ones((2000, 3), np.float32)
+    for _ in range(3):
+        codec = Codec(request({"x": x}), Regions(), templates)
+        prepared = codec.decode(served, Limits(max_batch=2000))
+    assert isinstance(prepared.note, Template) and prepared.layout is None
+    np.testing.assert_array_equal(prepared.inputs["x"], x)
 
 
 def test_priority_and_timeout_count_from_each_request() -> None:
