@@ -25,5 +25,12 @@ METRICS = (
     MetricInfo("edgekit_latency_ms", "ms", "histogram", "Time from request read to answer written"),
     MetricInfo("edgekit_serving_restarts_total", "restarts", "counter", "Times serving came back"),
     MetricInfo("edgekit_rss_mib", "MiB", "gauge", "Resident memory of the serving process"),
+    MetricInfo(
+        "edgekit_input_drift_psi", "", "gauge", "How far inputs are from the reference (stability index)"
+    ),
+    MetricInfo(
+        "edgekit_output_drift_psi", "", "gauge", "How far answers are from the reference (stability index)"
+    ),
+    MetricInfo("edgekit_drift_samples_total", "samples", "counter", "Samples held against the reference"),
     MetricInfo("edgekit_release_info", "", "gauge", "1, labelled with the release that is served"),
 )

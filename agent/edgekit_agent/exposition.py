@@ -13,8 +13,10 @@ from itertools import accumulate
 from edgekit.catalogue import LATENCY_BOUNDS_MS, METRICS
 from edgekit_agent.board import Board
 from edgekit_agent.metrics import Counters, Histogram
+from edgekit_agent.serve.sketch import Shift
 
 Labels = Mapping[str, str]
+Shifted = tuple[Labels, Shift]
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -58,7 +60,9 @@ def text(
 
 
 def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> Iterator[Family]:
-    """The metrics that telemetry carries as well; catalogue.METRICS says what they mean."""
+    """The metrics that telemetry carries as well; catalogue.METRICS says what they mean. Drift is shown of
+    the release that answers now: of another one it would stay what it was."""
+    inputs, outputs = _shifts(counters, serving)
     found: dict[str, list[tuple[str, Labels, float]]] = {
         "edgekit_requests_total": [("", _of(c), c.requests) for c in counters],
         "edgekit_request_errors_total": [("", _of(c), c.errors) for c in counters],
@@ -70,9 +74,25 @@ def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> I
         "edgekit_serving_restarts_total": [("", {}, process.restarts)],
         "edgekit_rss_mib": [("", {}, round(process.rss_mib, 1))],
         "edgekit_release_info": [("", serving, 1)] if serving else [],
+        "edgekit_drift_samples_total": [("", _of(c), c.sketch.rows) for c in counters if c.sketch],
+        "edgekit_input_drift_psi": [("", labels, one.psi) for labels, one in inputs],
+        "edgekit_output_drift_psi": [("", labels, one.psi) for labels, one in outputs],
     }
     for info in METRICS:
         yield Family(info.name, info.kind, info.help, found[info.name])
+    yield Family(
+        "edgekit_input_drift_column", "gauge", "Column of an input that is farthest from the reference",
+        [("", labels, one.column) for labels, one in inputs if one.column >= 0],
+    )  # fmt: skip
+
+
+def _shifts(counters: list[Counters], serving: Labels) -> tuple[list[Shifted], list[Shifted]]:
+    """Of inputs and outputs, with their labels."""
+    now = [c for c in counters if c.sketch and _of(c).items() <= serving.items()]
+    return (
+        [({**_of(c), "input": one.tensor}, one) for c in now if c.sketch for one in c.sketch.inputs()],
+        [({**_of(c), "output": one.tensor}, one) for c in now if c.sketch for one in c.sketch.outputs()],
+    )
 
 
 def _detail(counters: list[Counters], process: Process) -> Iterator[Family]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edgekit.bundle.model import GoldenSpec, VariantConfig
+from edgekit.bundle.model import GoldenSpec, Reference, VariantConfig
 from edgekit.errors import ConfigError
 
 
@@ -55,6 +55,8 @@ class Load:
     0: no bound."""
     restarts: int = 0
     """Times that serving came back, for edgekit_serving_restarts_total."""
+    reference: Reference | None = None
+    """What requests are held against; see serve/sketch.py."""
 
     @property
     def release(self) -> str:
@@ -148,6 +150,11 @@ class ReleaseStats:
     latency_sum_ms: float
     classes: dict[str, int]
     """How often each label was the answer (argmax of the first output)."""
+    sketched: int = 0
+    """Samples that were held against the reference; see serve/sketch.py."""
+    input_psi: float | None = None
+    """How far the worst input is from it now; None: not known."""
+    output_psi: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from edgekit.catalogue import LATENCY_BOUNDS_MS
 from edgekit_agent.messages import ReleaseStats
+from edgekit_agent.serve.sketch import Sketch, largest
 
 KEPT_RELEASES = 4
 
@@ -92,6 +93,8 @@ class Counters:
     """By kind."""
     runs: dict[int, Runs] = field(default_factory=dict)
     """Engine runs by their number of samples; requests that come together share one."""
+    sketch: Sketch | None = None
+    """None: there is nothing to hold requests against."""
 
     @property
     def release(self) -> str:
@@ -149,6 +152,9 @@ class Counters:
             latency_buckets=tuple(self.buckets),
             latency_sum_ms=self.latency_sum_ms,
             classes=dict(self.classes),
+            sketched=self.sketch.rows if self.sketch else 0,
+            input_psi=largest(self.sketch.inputs()) if self.sketch else None,
+            output_psi=largest(self.sketch.outputs()) if self.sketch else None,
         )
 
 

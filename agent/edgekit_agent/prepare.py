@@ -98,6 +98,7 @@ class Prepared:
             announce_s=announce_s,
             memory_mib=memory_mib,
             restarts=restarts,
+            reference=self.entry.certificate.reference,
         )
         return load, [*self.files.values(), *self.golden_files.values()]
 

@@ -34,6 +34,11 @@ class Reading:
         wanted = set(labels.items())
         return sum(value for (key, have), value in self.samples.items() if key == name and wanted <= have)
 
+    def most(self, name: str, **labels: str) -> float | None:
+        """The largest of them; None where there is none."""
+        wanted = set(labels.items())
+        return max((value for have, value in self.of(name).items() if wanted <= have), default=None)
+
     def of(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
         """Samples of this name by their labels."""
         return {have: value for (key, have), value in self.samples.items() if key == name}
@@ -67,6 +72,9 @@ class ModelFigures:
     """Mean wait of a request."""
     batch: float
     """Mean samples of an engine run."""
+    input_psi: float | None = None
+    """How far the worst input is from the bundle's reference; None: not known."""
+    output_psi: float | None = None
     protocols: dict[str, Latency] = field(default_factory=dict)
 
 
@@ -185,6 +193,8 @@ def _model(labels: dict[str, str], before: Reading, now: Reading, info: Mapping[
         samples_per_s=_rounded(grown("edgekit_inferences_total") / seconds),
         queue_ms=round(grown("edgekit_queue_ms_sum") / queued, 3) if queued else 0.0,
         batch=_rounded(grown("edgekit_batch_samples_sum") / runs) if runs else 0.0,
+        input_psi=now.most("edgekit_input_drift_psi", **labels),
+        output_psi=now.most("edgekit_output_drift_psi", **labels),
         protocols={
             name: _latency("edgekit_protocol_latency_ms", {**labels, "protocol": name}, before, now)
             for name in sorted(protocols)

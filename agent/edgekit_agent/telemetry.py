@@ -20,6 +20,7 @@ RESTARTS = "edgekit_serving_restarts_total"
 RSS = "edgekit_rss_mib"
 INFO = "edgekit_release_info"
 LATENCY_SUM = "edgekit_latency_ms_sum"
+INPUT_PSI, OUTPUT_PSI = "edgekit_input_drift_psi", "edgekit_output_drift_psi"
 _EMPTY = (0,) * (len(LATENCY_BOUNDS_MS) + 1)
 
 
@@ -41,7 +42,15 @@ def counters(stats: ReleaseStats) -> Counters:
         "edgekit_inferences_total": float(stats.inferences),
         LATENCY_SUM: stats.latency_sum_ms,
     }
+    if stats.sketched:
+        values["edgekit_drift_samples_total"] = float(stats.sketched)
     return Counters(values, stats.latency_buckets, stats.classes)
+
+
+def drift(stats: ReleaseStats) -> dict[str, float]:
+    """Gauges, where enough was seen."""
+    found = {INPUT_PSI: stats.input_psi, OUTPUT_PSI: stats.output_psi}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def difference(before: Counters, after: Counters) -> Counters:
@@ -76,6 +85,7 @@ class Readings:
             serving = one.release == stats.serving
             if serving or seen.values["edgekit_requests_total"]:
                 extra = {RESTARTS: came_back * serving, RSS: stats.rss_mib, INFO: float(serving)}
+                extra |= drift(one) if serving else {}
                 found.append((dataclasses.replace(seen, values={**seen.values, **extra}), one.release))
         return found
 

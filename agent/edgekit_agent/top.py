@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgekit.errors import InputError
 from edgekit_agent import config
-from edgekit_agent.scrape import Figures, Latency, Reading, fetch, figures
+from edgekit_agent.scrape import Figures, Latency, ModelFigures, Reading, fetch, figures
 
 _CLEAR = "\x1b[H\x1b[2J"
 Row = tuple[str, ...]
@@ -28,6 +28,7 @@ HEADER: Row = (
     "samples/s",
     "batch",
     "queue ms",
+    "drift",
     "fail/s",
     "failed",
 )
@@ -98,10 +99,17 @@ def rows(found: Figures) -> Iterator[Row]:
         failed = ", ".join(f"{n} {kind}" for kind, n in sorted(one.failures.items())) or "0"
         yield (
             f"{name}{' *' if one.serving else ''}", *_cells(one.latency), f"{one.samples_per_s:.0f}",
-            f"{one.batch:.1f}", f"{one.queue_ms:.2f}", f"{one.failures_per_s:.1f}", failed,
+            f"{one.batch:.1f}", f"{one.queue_ms:.2f}", _drift(one), f"{one.failures_per_s:.1f}", failed,
         )  # fmt: skip
         for protocol, latency in one.protocols.items():
-            yield f"  {protocol}", *_cells(latency), "", "", "", "", ""
+            yield f"  {protocol}", *_cells(latency), "", "", "", "", "", ""
+
+
+def _drift(one: ModelFigures) -> str:
+    """Stability index of inputs and answers."""
+    if one.input_psi is None and one.output_psi is None:
+        return "-"
+    return " / ".join("-" if psi is None else f"{psi:.2f}" for psi in (one.input_psi, one.output_psi))
 
 
 def _cells(latency: Latency) -> tuple[str, str, str, str]:

@@ -49,6 +49,7 @@ from edgekit_agent.serve.quiet import Quiet
 from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
+from edgekit_agent.serve.sketch import sketch
 from edgekit_agent.serve.trace import traced
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Worker:
                 memfd.close_all(fds)
             width = self.core.limits.concurrency if proven.session.thread_safe else 1
             counters = self.core.ledger.open(message.name, message.version)
+            counters.sketch = sketch(message.reference, message.config, counters.sketch)
             self.core.swap(
                 Model(
                     message.name,

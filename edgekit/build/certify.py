@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekit import backends
 from edgekit import profile as profiles
 from edgekit.backends import Recipe, SourceModel, versions
-from edgekit.build import forecast, metrics, processing
+from edgekit.build import forecast, metrics, processing, reference
 from edgekit.build.choose import Outcome
 from edgekit.build.data import Data
 from edgekit.build.forecast import Graph
@@ -27,6 +27,7 @@ from edgekit.bundle.model import (
     Drift,
     EngineRange,
     Preprocessing,
+    Reference,
     Robustness,
     Variant,
     VariantConfig,
@@ -217,7 +218,16 @@ def _certificate(
         baseline_sha256=context.baseline.file_sha256 if context.baseline else "",
         training=context.model.training,
         serving=measured.serving,
+        reference=_reference(measurement, context),
     )
+
+
+def _reference(measurement: Measurement, context: Context) -> Reference | None:
+    """What a device holds its requests against. Decoded answers are not what it sees."""
+    outputs = {} if context.decode else measurement.outputs
+    first = next(iter(outputs.values()), None)
+    named = first is not None and bool(context.labels) and first[0].size == len(context.labels)
+    return reference.of(context.evaluation.inputs, outputs, classifies=context.metric.classifies or named)
 
 
 def _emulated(seen: Figures, context: Context) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle.model import Interval
+from edgekit.runtimes import _drift
 
 Rows = NDArray[np.float64]
 Z_95 = 1.959963984540054
@@ -99,16 +100,9 @@ def excess_loss(
 
 
 def psi(expected: NDArray[Any], seen: NDArray[Any], bins: int = 10) -> float:
-    """Population stability index: sum of (q - p) ln(q / p) over bins of equal share of `expected` (Siddiqi
-    2006, Credit Risk Scorecards, ch. 8; the usual reading is: above 0.25 another distribution). Half a value
-    is added to every bin, so that an empty one does not make it infinite."""
+    """Population stability index of two samples over bins of equal share of `expected`; see _drift.psi."""
     edges = np.unique(np.quantile(expected, np.linspace(0, 1, bins + 1)[1:-1]))
-    p, q = (
-        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) + 0.5
-        for values in (expected.ravel(), seen.ravel())
-    )
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum((q - p) * np.log(q / p)))
+    return float(_drift.psi(_drift.histogram(edges, expected), _drift.histogram(edges, seen)))
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

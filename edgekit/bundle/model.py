@@ -167,6 +167,34 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Bins:
+    """How the values of a tensor are distributed: `shares[i]` of them lie in `edges[i - 1]` <= value <
+    `edges[i]`; the first bin has no lower end, the last no upper one."""
+
+    tensor: str
+    """Name of an input or output."""
+    edges: tuple[float, ...]
+    """Ascending and finite; no value of the reference lies near one. None: one bin."""
+    shares: tuple[float, ...]
+    """One more than edges; their sum is 1."""
+    column: int = field(default=-1, metadata=LATER)
+    """Of a tensor (rows, columns); -1: all values of the tensor."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the evaluation rows look like to the engine, and what the variant answers to them: a device holds
+    its requests against it. See runtimes/_drift.py."""
+
+    rows: int
+    inputs: tuple[Bins, ...]
+    outputs: tuple[Bins, ...]
+    """Of their values, where no class is the answer."""
+    classes: Bins | None = None
+    """Of the numbers of the predicted classes: the largest score of the first output."""
+
+
+@dataclass(frozen=True)
 class Training:
     """How `edgekit compress` made the source model, as that file says of itself."""
 
@@ -256,6 +284,8 @@ class Certificate:
     training: Training | None = field(default=None, metadata=LATER)
     serving: Serving | None = field(default=None, metadata=LATER)
     """None: not measured on the engine itself."""
+    reference: Reference | None = field(default=None, metadata=LATER)
+    """None: too few rows, or nothing with a range."""
 
 
 @dataclass(frozen=True)

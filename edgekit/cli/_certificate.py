@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit.bundle import VariantEntry
-from edgekit.bundle.model import Certificate, Drift, Interval, Serving, Training
+from edgekit.bundle.model import Certificate, Drift, Interval, Reference, Serving, Training
 from edgekit.cli._output import kib
 
 
@@ -60,6 +60,8 @@ def _lines(entry: VariantEntry) -> Iterator[str]:
     )
     yield from _robustness(c)
     yield from (f"  {_drift(one)}" for one in c.drift)
+    if c.reference:
+        yield f"  {_reference(c.reference)}"
     yield ""
     yield "  Gates"
     for gate in c.gates:
@@ -103,6 +105,13 @@ def _drift(one: Drift) -> str:
         f"Of the evaluation rows' {one.input!r} {one.outside:.1%} lie outside the calibrated range "
         f"(population stability index {one.psi:.2f}{column})."
     )
+
+
+def _reference(found: Reference) -> str:
+    answers = "their classes" if found.classes else "their answers" if found.outputs else ""
+    inputs = ", ".join(repr(name) for name in dict.fromkeys(one.tensor for one in found.inputs))
+    what = " and ".join(filter(None, (inputs, answers)))
+    return f"Devices hold requests against the distribution of {found.rows} evaluation rows: {what}."
 
 
 def warnings(certificate: Certificate) -> list[str]:

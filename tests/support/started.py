@@ -52,8 +52,9 @@ class Started:
 def write_bundle(folder: Path, found: Candidate, keys: Keys) -> Path:
     """The candidate as a signed, encrypted bundle."""
     one = make_variant(
-        found.load.config, files=dict(found.files), golden=found.load.golden, golden_files=dict(found.golden)
-    )
+        found.load.config, files=dict(found.files), golden=found.load.golden, golden_files=dict(found.golden),
+        reference=found.load.reference,
+    )  # fmt: skip
     path = folder / "release.edgekit"
     info = ReleaseInfo(found.load.name, found.load.version)
     bundle.write(path, info, [one], signer=keys.signer, recipients=[keys.recipient.public()], encrypt=True)

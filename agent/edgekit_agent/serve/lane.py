@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Any, Generic
 
 from edgekit.runtimes._pace import Pace, Trials
@@ -263,6 +264,9 @@ class Lane:
         self._taken -= len(jobs)
         found = outcomes or self._outcomes(jobs, run)
         self._count(jobs, run, found)
+        sketch = self._model.counters.sketch
+        if sketch is not None and monotonic() >= sketch.due:
+            sketch.look([_of(job).inputs for job in jobs], run.results)
         # An answered connection may have its next request at hand; that one waits for its turn.
         self._answering = True
         try:

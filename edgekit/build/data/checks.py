@@ -11,6 +11,7 @@ import numpy as np
 from edgekit.build import stats
 from edgekit.build.data._base import Array, Stored
 from edgekit.bundle.model import Drift
+from edgekit.runtimes._drift import is_signal
 
 FEW_ROWS = 32
 MAX_CHANNELS = 16
@@ -68,12 +69,8 @@ def _constant_channels(array: Array) -> Iterator[tuple[int, float]]:
 def drift(calibration: Inputs, evaluation: Inputs) -> tuple[Drift, ...]:
     """One per input that carries a signal: token numbers and the like have no range to leave."""
     return tuple(
-        _drift(name, array, evaluation[name]) for name, array in calibration.items() if _is_signal(array)
+        _drift(name, array, evaluation[name]) for name, array in calibration.items() if is_signal(array)
     )
-
-
-def _is_signal(array: Array) -> bool:
-    return array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.dtype.itemsize == 1)
 
 
 def _drift(name: str, known: Array, seen: Array) -> Drift:

@@ -109,6 +109,10 @@ def device_charts(connection: Connection, device: str) -> tuple[dict[str, Markup
     rate = [s.requests / span if span > 0 else None for s, span in zip(samples, spans, strict=True)]
     failed = [100 * s.errors / s.requests if s.requests else None for s in samples]
     memory = [row["values"].get("edgekit_rss_mib") for row in rows]
+    drift = {
+        name: [row["values"].get(f"edgekit_{kind}_drift_psi") for row in rows]
+        for name, kind in (("inputs", "input"), ("answers", "output"))
+    }
     quantiles = {
         f"p{q * 100:.0f}": [quantile(s.buckets, q) if sum(s.buckets) else None for s in samples]
         for q in (0.5, 0.95)
@@ -121,6 +125,7 @@ def device_charts(connection: Connection, device: str) -> tuple[dict[str, Markup
         "errors": line_chart("Failed requests", "%", times, [Series("failed", failed)]),
         "latency": line_chart("Latency", "ms", times, [Series(k, v) for k, v in quantiles.items()]),
         "memory": line_chart("Memory", "MiB", times, [Series("resident", memory)]),
+        "drift": line_chart("Drift", "", times, [Series(k, v) for k, v in drift.items()]),
         "classes": bar_chart("Answers by class", classes),
     }
     return charts, len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from edgekit.wire import LATENCY_BOUNDS_MS, Telemetry
 from edgekit_agent.messages import ReleaseStats, Stats
 from edgekit_agent.store import Store
-from edgekit_agent.telemetry import Readings, keep, merge
+from edgekit_agent.telemetry import INPUT_PSI, OUTPUT_PSI, Readings, keep, merge
 
 REQUESTS = "edgekit_requests_total"
 WIDTH = len(LATENCY_BOUNDS_MS) + 1
@@ -39,6 +40,25 @@ def test_differences() -> None:
     # A process that was started again counts from zero.
     ((third, _),) = readings.advance(stats(2, uptime_s=0.5), 1)
     assert (third.values[REQUESTS], third.values["edgekit_serving_restarts_total"]) == (2, 1)
+
+
+def test_drift_is_told_of_the_release_that_serves_and_once_it_is_known() -> None:
+    readings = Readings()
+    told = []
+    for sketched, psi in ((100, None), (600, 0.02), (700, 0.31)):
+        one = dataclasses.replace(stats(5).releases[0], sketched=sketched, input_psi=psi, output_psi=psi)
+        old = dataclasses.replace(one, release="m:0")
+        read = dataclasses.replace(stats(5, uptime_s=float(sketched)), releases=(old, one))
+        told.append({release: counted.values for counted, release in readings.advance(read, 0)})
+    first, second, third = (values["m:1"] for values in told)
+    assert INPUT_PSI not in first and INPUT_PSI not in told[0]["m:0"]
+    assert [values["edgekit_drift_samples_total"] for values in (first, second, third)] == [100, 500, 100]
+    assert (second[INPUT_PSI], third[INPUT_PSI], third[OUTPUT_PSI]) == (0.02, 0.31, 0.31)
+    windows = [
+        dataclasses.replace(window(n, 1), values=dict(one)) for n, one in enumerate((second, third, first))
+    ]
+    merged = merge(merge(windows[0], windows[1]), windows[2])
+    assert merged.values[INPUT_PSI] == 0.31 and merged.values["edgekit_drift_samples_total"] == 700
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
+from edgekit.bundle.model import Bins, Reference
 from edgekit.wire import METRICS
 from edgekit_agent import exposition, metrics, scrape
 from edgekit_agent.board import Board
 from edgekit_agent.scrape import Reading
+from edgekit_agent.serve.sketch import Sketch
 from edgekit_agent.top import plain
+from tests.support.serving import linear
 
 MODEL = {"model": "kws", "version": "1"}
 SERVING = {**MODEL, "variant": "generic-cpu.onnxruntime.int8", "engine": "onnxruntime"}
@@ -145,6 +149,33 @@ def test_the_plain_screen() -> None:
     assert "cpu-thermal 48 °C" in lines[2]
     (row,) = [line.split() for line in lines if line.startswith("kws:1")]
     assert row[:3] == ["kws:1", "*", "1"]
+
+
+def test_drift_of_the_release_that_answers() -> None:
+    bins = (Bins("x", (0.0,), (0.5, 0.5), 2), Bins("x", (0.0,), (0.5, 0.5), 3))
+    reference = Reference(1000, bins, (), Bins("y", (0.5,), (0.5, 0.5)))
+    made = metrics.Ledger()
+    for version in ("0", "1"):
+        made.open("kws", version).sketch = sketch = Sketch(reference, linear().load.config)
+        rows = np.tile(np.array([[1, 1, 1, 1], [-1, -1, -1, 1]], np.float32), (250, 1))
+        sketch.look([{"x": rows[:10]}], [{"y": rows[:10]}])
+    before = reading(made)
+    assert before.most("edgekit_input_drift_psi") is None
+    for _ in range(50):
+        sketch.look([{"x": rows[:10]}], [{"y": rows[:10]}])
+    found = reading(made, at=1.0)
+    labels = frozenset({**MODEL, "input": "x"}.items())
+    assert list(found.of("edgekit_input_drift_psi")) == [labels]
+    assert found.of("edgekit_input_drift_column") == {labels: 3}
+    assert list(found.of("edgekit_output_drift_psi")) == [frozenset({**MODEL, "output": "y"}.items())]
+    assert found.total("edgekit_drift_samples_total", version="1") == 510
+    _, model = scrape.figures(before, found).models
+    assert model.input_psi is not None and model.input_psi > 0.25
+    lines = plain(scrape.figures(before, found)).splitlines()
+    (row,) = [line for line in lines if line.startswith("kws:1")]
+    assert f"{model.input_psi:.2f} / {model.output_psi:.2f}" in row
+    counters = made.open("kws", "1").stats()
+    assert (counters.input_psi, counters.sketched) == (model.input_psi, 510)
 
 
 @pytest.mark.parametrize("line", ["x", "x{", "x 1 2", "x{a=1} 1", "x nope", "{} 1", ""])

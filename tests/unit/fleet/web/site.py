@@ -82,6 +82,7 @@ class Site:
             "edgekit_requests_total": 50.0,
             "edgekit_request_errors_total": 1.0,
             "edgekit_rss_mib": 80.5,
+            "edgekit_input_drift_psi": 0.31,
         }
         buckets = [0, 0, 10, 30, 9, 1, 0, 0, 0, 0, 0, 0, 0, 0]
         row = {

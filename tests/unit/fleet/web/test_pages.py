@@ -97,6 +97,7 @@ def test_device_charts(dash: Site) -> None:
     assert any(label.startswith("Requests per second, latest: rate 50") for label in labels)
     assert any("p50" in label and "p95" in label for label in labels)
     assert any(label.startswith("Failed requests, latest: failed 2 %") for label in labels)
+    assert any(label.startswith("Drift, latest: inputs 0.31") for label in labels)
     assert "yes" in page.text
     assert "150 (60.0%)" in page.text
 
