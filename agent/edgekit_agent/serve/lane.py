@@ -266,7 +266,7 @@ class Lane:
         self._count(jobs, run, found)
         sketch = self._model.counters.sketch
         if sketch is not None and monotonic() >= sketch.due:
-            sketch.look([_of(job).inputs for job in jobs], run.results)
+            sketch.look([job.prepared.inputs for job in jobs], run.results)
         # An answered connection may have its next request at hand; that one waits for its turn.
         self._answering = True
         try:
