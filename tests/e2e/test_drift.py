@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ class Client:
         self._agent = agent
         self._connection = http.client.HTTPConnection(agent.address, timeout=30)
         self.asked = 0
+
+    def close(self) -> None:
+        self._connection.close()
 
     def ask(self, sent: Array) -> None:
         tensor = {"name": "x", "datatype": "FP32", "shape": list(sent.shape), "data": sent.ravel().tolist()}
@@ -67,8 +71,7 @@ def samples(at_least: float) -> Callable[[scrape.Reading], bool]:
 def test_drift_of_inputs_and_answers_is_seen_and_forgotten(tmp_path: Path) -> None:
     known = rows(2000)
     made = reference.of({"x": known}, {"y": known}, classifies=True)
-    with started(tmp_path, linear().changed(reference=made)) as agent:
-        client = Client(agent)
+    with started(tmp_path, linear().changed(reference=made)) as agent, closing(Client(agent)) as client:
         client.ask(rows(8))
         assert client.drift() == (None, None)  # eight rows prove nothing
         client.until(samples(1200))
@@ -103,8 +106,7 @@ def test_drift_of_inputs_and_answers_is_seen_and_forgotten(tmp_path: Path) -> No
 
 
 def test_a_bundle_without_a_reference_serves_as_before(tmp_path: Path) -> None:
-    with started(tmp_path, linear()) as agent:
-        client = Client(agent)
+    with started(tmp_path, linear()) as agent, closing(Client(agent)) as client:
         for _ in range(20):
             client.ask(rows(64))
         found = client.read()
