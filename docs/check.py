@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgekit.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- (help|bench): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
@@ -108,9 +110,10 @@ def parse_error(words: list[str], commands: dict[str, argparse.ArgumentParser]) 
     try:
         with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
             commands[words[0]].parse_args(words[1:])
-    except SystemExit as exc:
-        if exc.code:
-            return noise.getvalue().strip().splitlines()[-1]
+    except InputError as exc:
+        return exc.message
+    except SystemExit:  # --help, --version
+        pass
     return ""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgekit import host
+from edgekit.arguments import Parser
 from edgekit.errors import EdgekitError, InputError
 from edgekit_agent import config, logs, sd, token_commands
 from edgekit_agent.config import ServeSection
@@ -24,10 +25,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every deliberate error becomes one line and a hint, exit code 2."""
-    args = parser().parse_args(argv)
-    _log(args, config.LogSection())
-    command: Callable[[argparse.Namespace], int] = args.run
     try:
+        args = parser().parse_args(argv)
+        _log(args, config.LogSection())
+        command: Callable[[argparse.Namespace], int] = args.run
         return command(args)
     except EdgekitError as exc:
         sys.stderr.write(f"error: {exc.message}\n")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="edgekit-agent", description="Serves models on a device: from a fleet, or one bundle alone."
     )
     root.add_argument("--config", type=Path, metavar="FILE", help="run under a fleet with this agent.toml")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import edgekit
+from edgekit.arguments import Parser
 from edgekit.errors import EdgekitError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -28,7 +29,7 @@ def names() -> list[str]:
 
 def parser(only: str = "") -> argparse.ArgumentParser:
     """The whole command line, or just the sub-command `only`, which spares importing the others."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="edgekit",
         description="Build, certify, sign and encrypt model bundles, and roll them out to edge devices.",
     )

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgekit import host
+from edgekit.arguments import Parser
 from edgekit.codec import to_plain
 from edgekit.errors import EdgekitError, InputError, SystemFault
 from edgekit_fleet import audit, config
@@ -27,7 +28,7 @@ DEFAULT_STATE = "edgekit-fleet-state"
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="edgekit-fleet",
         description="The fleet manager: enrols devices, publishes bundles, rolls them out.",
     )
@@ -53,10 +54,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused with one line and a hint, 3 the audit chain is broken."""
-    args = parser().parse_args(argv)
-    state = State(args.state)
     try:
-        return int(_COMMANDS[args.command](state, args))
+        args = parser().parse_args(argv)
+        return int(_COMMANDS[args.command](State(args.state), args))
     except EdgekitError as exc:
         sys.stderr.write(f"error: {exc.message}\n" + (f"  hint: {exc.hint}\n" if exc.hint else ""))
         return exc.exit_code

@@ -33,14 +33,6 @@ def test_version_and_help() -> None:
         assert name in done.stdout
 
 
-def test_no_and_unknown_commands_are_usage_errors() -> None:
-    assert _run().returncode == 2
-    done = _run("frobnicate")
-    assert done.returncode == 2
-    assert "frobnicate" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_deliberate_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.complain(EdgekitError("it\nbroke", "mend it")) == 2
     assert capsys.readouterr().err == "error: it broke\n  hint: mend it\n"
