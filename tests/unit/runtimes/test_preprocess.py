@@ -15,7 +15,7 @@ STEPS = Preprocessing((Affine("image", "UINT8", scale=0.5, offset=128.0),))
 
 
 def given(**change: Any) -> dict[str, Any]:
-    inputs = {"length": np.array([4, 5]), "image": np.full((2, 2, 2), 130, np.uint8), **change}
+    inputs = {"length": np.array([4, 5], np.int64), "image": np.full((2, 2, 2), 130, np.uint8), **change}
     return {name: value for name, value in inputs.items() if value is not None}
 
 
