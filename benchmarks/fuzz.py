@@ -3,10 +3,11 @@
     python -m benchmarks.fuzz [--requests 1000000] [--seed 1] [--output benchmarks/results/fuzz.json]
     python -m benchmarks.fuzz --only 1234 --target sound [--seed 1]      one case again, to look at
 
-Four agents one after the other (`edgekit-agent serve`, tests/fuzz/targets.py), over TCP and the Unix socket
-in turns, every protocol. Valid requests are mutated (tests/fuzz/cases.py): case N of a seed is always the
-same bytes. tests/fuzz/judge.py says what an answer must be. Every thousand requests a valid one must get the
-right numbers on another connection. Memory of the serving process is read once a second.
+Agents one after the other (`edgekit-agent serve`, tests/fuzz/targets.py), every protocol: four over TCP and
+the Unix socket in turns, one over TLS, one whose port wants tokens. Valid requests are mutated
+(tests/fuzz/cases.py): case N of a seed is always the same bytes. tests/fuzz/judge.py says what an answer must
+be. Every thousand requests, and after every tenth connection on which TLS was broken, a valid one must get
+the right numbers on another connection. Memory of the serving process is read once a second.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ from typing import Any
 
 from edgekit import files, host, runtimes
 from edgekit_agent import board
-from tests.fuzz import targets
-from tests.fuzz.cases import GROUP, Source
+from tests.fuzz import guards, targets
+from tests.fuzz.case import GROUP
+from tests.fuzz.cases import Source
 from tests.fuzz.client import Client, cases
+from tests.fuzz.guards import Door
 from tests.fuzz.seeds import REGION, REGION_BYTES
 from tests.fuzz.work import Failure, Found
 from tests.support.started import Started, started
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARES = {"tensors": 0.4, "sound": 0.3, "picture": 0.15, "words": 0.15}
+SHARES = {"tensors": 0.34, "sound": 0.26, "picture": 0.14, "words": 0.14, "tls": 0.06, "tokens": 0.06}
 GROWTH_PERCENT = 5.0
 """What the process keeps when the load is over may be so much above what it had after the first tenth. What
 it has under load is told: rare large requests leave a heap with holes until it gives them back."""
@@ -48,6 +51,10 @@ FAMILIES = {
     "triton-settings": "Triton's extensions", "metrics": "Open Inference Protocol",
     "tfs": "TensorFlow Serving, KServe v1", "torchserve": "TorchServe",
     "pipeline": "pictures, recordings, texts", "grpc": "gRPC", "h2": "HTTP over HTTP/2",
+}  # fmt: skip
+GUARDED = {
+    "tls": "any of these over TLS", "BELOW": "no TLS on TLS's port", "SPOILT": "TLS with broken records",
+    "tokens": "any of these with a token", "denied": "without a right token",
 }  # fmt: skip
 
 
@@ -90,6 +97,16 @@ def region() -> Iterator[None]:
         made.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def agent_of(target: str) -> Iterator[tuple[Started, list[Door]]]:
+    """An agent, and the ways to it."""
+    made = targets.ALL[target]()
+    with tempfile.TemporaryDirectory() as name, region():
+        folder = Path(name)
+        with started(folder, made.model, *guards.options(folder, made.guard)) as agent:
+            yield agent, guards.doors(agent, folder, made.guard)
+
+
 def numbers(requests: int, client: int, clients: int) -> Iterator[int]:
     """Whole groups in turns."""
     for number in range(requests):
@@ -97,11 +114,9 @@ def numbers(requests: int, client: int, clients: int) -> Iterator[int]:
             yield number
 
 
-def _ask(
-    pipe: Any, done: Any, addresses: list[str], target: str, seed: int, mine: tuple[int, int, int]
-) -> None:
+def _ask(pipe: Any, done: Any, doors: list[Door], target: str, seed: int, mine: tuple[int, int, int]) -> None:
     """In a process of its own."""
-    client = Client(addresses, targets.ALL[target]())
+    client = Client(doors, targets.ALL[target]())
     crashed = ""
 
     def seen(count: int) -> None:
@@ -115,20 +130,17 @@ def _ask(
     pipe.close()
 
 
-def fuzz(agent: Started, target: str, requests: int, seed: int, clients: int) -> Part:
+def fuzz(agent: Started, doors: list[Door], target: str, requests: int, seed: int, clients: int) -> Part:
     """Send `requests` cases to an agent, by `clients` processes at once."""
     context = multiprocessing.get_context("fork")  # importing everything again takes many seconds
     part = Part(target, requests, Found())
-    addresses = [agent.address, str(agent.unix)]
     counts, pipes, processes = [], [], []
     begin, busy = time.perf_counter(), agent.serving.cpu_times()
     for client in range(clients):
         ours, theirs = context.Pipe(duplex=False)
         done = context.Value("q", 0, lock=False)
         mine = (requests, client, clients)
-        process = context.Process(
-            target=_ask, args=(theirs, done, addresses, target, seed, mine), daemon=True
-        )
+        process = context.Process(target=_ask, args=(theirs, done, doors, target, seed, mine), daemon=True)
         process.start()
         theirs.close()
         counts.append(done)
@@ -164,9 +176,13 @@ def _add(to: Found, more: Found) -> None:
     to.slowest_s = max(to.slowest_s, more.slowest_s)
 
 
-def family(key: str) -> str:
+def family(target: str, key: str) -> str:
     """What a count of Found.statuses belongs to."""
     wire, _, protocol = key.partition(" ")
+    if wire in ("BELOW", "SPOILT") or protocol.startswith("denied "):
+        return GUARDED[wire if wire in GUARDED else "denied"]
+    if target in GUARDED:
+        return GUARDED[target]
     if wire == "RAW":
         return "HTTP/1.1, any bytes"
     if wire == "FRAMES":
@@ -190,7 +206,7 @@ def counted(parts: list[Part]) -> dict[str, Counter[str]]:
     for part in parts:
         for key, count in part.found.statuses.items():
             name, _, status = key.rpartition(": ")
-            rows.setdefault(family(name), Counter())[kind(status)] += count
+            rows.setdefault(family(part.target, name), Counter())[kind(status)] += count
     return rows
 
 
@@ -198,9 +214,12 @@ def table(parts: list[Part], note: str) -> dict[str, Any]:
     rows = []
     found = counted(parts)
     wrong = Counter(
-        family(f"{one.case.wire.name} {one.case.protocol}") for part in parts for one in part.found.failures
+        family(part.target, f"{one.case.wire.name} {one.case.protocol}")
+        for part in parts
+        for one in part.found.failures
     )
-    for name in [*dict.fromkeys(FAMILIES.values()), "HTTP/1.1, any bytes", "HTTP/2, any frames"]:
+    plain = [*dict.fromkeys(FAMILIES.values()), "HTTP/1.1, any bytes", "HTTP/2, any frames"]
+    for name in [*plain, *GUARDED.values()]:
         one = found.get(name, Counter())
         numbers = [one[column] for column in ("done", "refused", "5xx", "connection ended")]
         rows.append([name, *map(str, [sum(one.values()), *numbers, wrong[name]])])
@@ -259,8 +278,8 @@ def again(target: str, seed: int, number: int) -> int:
     """One case alone, for looking at."""
     case = Source.of(target, seed).case(number)
     made = targets.ALL[target]()
-    with tempfile.TemporaryDirectory() as folder, region(), started(Path(folder), made.model) as agent:
-        client = Client([agent.address], made)
+    with agent_of(target) as (agent, doors):
+        client = Client(doors, made)
         found = client.run([case])
         client.close()
         print(f"{case.wire}, {case.protocol}, {len(case.data)} bytes\n{case.data[:4000]!r}")
@@ -287,9 +306,8 @@ def main() -> int:
     shares = {options.target: 1.0} if options.target else SHARES
     parts, told = [], []
     for name, share in shares.items():
-        model = targets.ALL[name]().model
-        with tempfile.TemporaryDirectory() as folder, region(), started(Path(folder), model) as agent:
-            part = fuzz(agent, name, round(options.requests * share), options.seed, options.clients)
+        with agent_of(name) as (agent, doors):
+            part = fuzz(agent, doors, name, round(options.requests * share), options.seed, options.clients)
         parts.append(part)
         told += keep(options.failures, name, options.seed, part.found.failures)
         print(f"{name}: {part.requests} in {part.seconds:.0f} s, {part.growth()}", flush=True)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
 
 from benchmarks.fuzz import region
+from edgekit_agent.serve.access import Access, Refused, wanted_grpc
+from edgekit_agent.serve.access import wanted as server_wants
 from edgekit_agent.serve.grpc.h2 import frames, hpack
+from edgekit_agent.serve.http_tools import parts_of
+from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS
-from tests.fuzz import judge, targets
-from tests.fuzz.cases import GROUP, Case, Source, Wire
+from edgekit_agent.serve.tls import Tls
+from edgekit_agent.tokens import Token
+from tests.fuzz import below, guards, judge, targets
+from tests.fuzz.case import GROUP, Case, Wire
+from tests.fuzz.cases import Source
 from tests.fuzz.client import Client, cases
+from tests.fuzz.guards import Door
 from tests.fuzz.work import Found
 from tests.support.serving import Stand, stand
 from tests.support.started import started
 
 SEED = 20261128
-PART = {"tensors": 2400, "sound": 1600, "picture": 800, "words": 800}
+PART = {"tensors": 2400, "sound": 1600, "picture": 800, "words": 800, "tls": 1200, "tokens": 1200}
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +49,8 @@ def told(found: Found, target: str) -> list[str]:
 def test_a_started_agent(target: str, tmp_path: Path) -> None:
     """Each request is answered or its connection ended; 5xx for nobody's mistake; no word in the log."""
     made, count = targets.ALL[target](), PART[target]
-    with started(tmp_path, made.model) as agent:
-        client = Client([agent.address, str(agent.unix)], made)
+    with started(tmp_path, made.model, *guards.options(tmp_path, made.guard)) as agent:
+        client = Client(guards.doors(agent, tmp_path, made.guard), made)
         client.run(cases(target, SEED, range(count // 2)))
         between = agent.serving.memory_info().rss
         found = client.run(cases(target, SEED, range(count // 2, count)))
@@ -63,7 +74,7 @@ def test_either_parser(place: Stand) -> None:
     assert made.model.into(place.serving).ok
     source = Source.of("tensors", SEED + 1)
     numbers = [number for number in range(3000) if source.wire(number) in (Wire.KEPT, Wire.RAW)][:1500]
-    client = Client([place.address, str(place.path)], made)
+    client = Client([Door(place.address), Door(str(place.path))], made)
     found = client.run(map(source.case, numbers))
     client.close()
     assert told(found, "tensors") == []
@@ -73,12 +84,18 @@ def test_either_parser(place: Stand) -> None:
 # --- the tool itself
 
 
-def test_a_number_is_always_the_same_case() -> None:
-    one, two = (Source(SEED, Source.of("words", SEED).seeds, 0.3, ()) for _ in range(2))
-    assert [one.case(n) for n in range(200)] == [two.case(n) for n in range(200)]
-    assert len({one.case(n).data for n in range(200)}) > 190
+@pytest.mark.parametrize("target", ["words", "tls", "tokens"])
+def test_a_number_is_always_the_same_case(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any time."""
+    one = Source.of(target, SEED)
+    two = dataclasses.replace(one)
+    before = [one.case(n) for n in range(600)]
+    monkeypatch.setattr("time.time", lambda: 1e9)  # gzip's header would hold it
+    assert before == [two.case(n) for n in range(600)]
+    assert len({case.data for case in before[:200]}) > 180
     assert {one.wire(n) for n in range(GROUP)} == {one.wire(0)}
-    assert {one.wire(n) for n in range(0, 100 * GROUP, GROUP)} == set(Wire)
+    wires = {one.wire(n) for n in range(0, 100 * GROUP, GROUP)}
+    assert wires == (set(Wire) if target == "tls" else set(Wire) - {Wire.BELOW, Wire.SPOILT})
 
 
 def http(status: str, body: bytes, fields: str = "Content-Type: application/json\r\n") -> judge.Answer:
@@ -134,3 +151,81 @@ def test_what_is_found_wrong_with_streams(fields: list[hpack.Field], wrong: str)
     assert list(two.feed(data)) == [1]
     said = judge.of_stream(CASE, two.streams[1])
     assert said.startswith(wrong) and bool(wrong) == bool(said)
+
+
+def denied(status: int) -> Case:
+    return Case(0, Wire.KEPT, "denied oip", b"POST / HTTP/1.1\r\n\r\n", denied=status)
+
+
+ASKS = "Content-Type: application/json\r\nWWW-Authenticate: Bearer\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "wrong"),
+    [
+        (401, http("401 Unauthorized", b'{"error": "why"}', ASKS), ""),
+        (403, http("403 Forbidden", b'{"error": "why"}'), ""),
+        (401, http("401 Unauthorized", b'{"error": "why"}'), "without WWW-Authenticate"),
+        (401, http("200 OK", b"{}"), "status 200 instead of 401"),
+        (403, http("400 Bad Request", b'{"error": "why"}'), "status 400 instead of 403"),
+        (401, http("401 Unauthorized", b'{"error": "two\\nlines"}', ASKS), "one line"),
+    ],
+)
+def test_what_is_found_wrong_with_answers_to_strangers(status: int, found: judge.Answer, wrong: str) -> None:
+    said = judge.of_http(denied(status), found)
+    assert wrong in said and bool(wrong) == bool(said)
+
+
+@pytest.mark.parametrize(("code", "wrong"), [(b"16", False), (b"7", True), (b"0", True), (b"13", True)])
+def test_what_is_found_wrong_with_streams_of_strangers(code: bytes, wrong: bool) -> None:
+    stream = judge.Stream({b":status": b"200", b"grpc-status": code}, ended=True)
+    assert bool(judge.of_stream(denied(401), stream)) == wrong
+    assert judge.of_stream(denied(401), judge.Stream(reset=8)), "a reset says nothing"
+
+
+@pytest.mark.parametrize("number", range(50))
+def test_no_token_that_is_to_be_refused_is_a_right_one(number: int, tmp_path: Path) -> None:
+    """By the file itself; what each valid request needs, by who opens it."""
+    guards.write_tokens(tmp_path / "tokens.json")
+    access = Access(tmp_path / "tokens.json")
+    source = Source.of("tokens", SEED)
+    chance = Random(number)
+    for seed in [*source.seeds.http, *source.seeds.pages]:
+        wanted = guards.need(seed.method, seed.path)
+        assert wanted == server_wants(seed.method, parts_of(seed.path))
+        if not wanted:
+            continue
+        assert isinstance(access.check(wanted, guards.AUTHORIZATION[1]), Token)
+        shown, status = guards.refused(chance, wanted)
+        refused = access.check(wanted, shown)
+        assert isinstance(refused, Refused) and refused.status == status, shown
+    for call in source.seeds.calls:
+        assert guards.need_of_call(call.path) == wanted_grpc(call.path.decode())
+
+
+def test_the_hello_that_is_broken_is_a_right_one(tmp_path: Path) -> None:
+    guards.options(tmp_path, guards.TLS)
+    for number in range(20):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = Tls(Safety(str(tmp_path / "server.pem"), str(tmp_path / "server.key")), ("h2",)).context
+        server = context.wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(below.record(below.HANDSHAKE, below.hello(Random(number))))
+        with pytest.raises(ssl.SSLWantReadError):
+            server.do_handshake()
+        assert outgoing.read()[5] == 2  # ServerHello
+        assert server.selected_alpn_protocol() == "h2" and server.version() == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", "closed"),
+        (below.record(below.ALERT, b"\x02\x32"), "alert 50"),
+        (below.record(below.HANDSHAKE, bytes(90)) + below.record(below.DATA, bytes(9))[:7], "handshake"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "wrong"),
+        (below.record(below.ALERT, b"\x02\x32") + b"<html>", "wrong"),
+    ],
+)
+def test_what_answers_bytes_below_tls(data: bytes, status: str) -> None:
+    found, wrong = judge.of_records(data)
+    assert found == status and bool(wrong) == (status == "wrong")

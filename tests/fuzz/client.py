@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,17 +14,21 @@ import numpy as np
 from benchmarks.load import connect
 from edgekit.runtimes import Array
 from edgekit_agent.serve.grpc.h2 import frames
-from tests.fuzz import judge
-from tests.fuzz.cases import GROUP, Case, Source, Wire
+from tests.fuzz import guards, judge, secure
+from tests.fuzz.case import GROUP, Case, Wire
+from tests.fuzz.cases import Source
+from tests.fuzz.guards import Door
 from tests.fuzz.judge import NoHttp, Two
 from tests.fuzz.seeds import _oip
 from tests.fuzz.targets import Target
 from tests.fuzz.work import Calls, Found, Frames, Kept, Raw, Work
 
 HANG_S = 5.0
-AT_ONCE = {Wire.KEPT: 4, Wire.CALL: 1, Wire.RAW: 6, Wire.FRAMES: 6}
+AT_ONCE = {Wire.KEPT: 4, Wire.CALL: 1, Wire.RAW: 6, Wire.FRAMES: 6, Wire.BELOW: 4, Wire.SPOILT: 1}
 """Connections that a client has at work. A call more would be refused for being one too many."""
 CHECK_EVERY = 1000
+CHECK_EVERY_BROKEN_TLS = 10
+_TICK_S = 0.25
 _CHUNK = 1 << 18
 _AHEAD = 64
 _WIDE = (1 << 31) - 1 - frames.DEFAULT_WINDOW
@@ -35,9 +40,9 @@ Job = list[Case]
 class Client:
     """See module."""
 
-    def __init__(self, addresses: list[str], target: Target, found: Found | None = None) -> None:
-        """`addresses`: used in turns."""
-        self._addresses = addresses
+    def __init__(self, doors: list[Door], target: Target, found: Found | None = None) -> None:
+        """`doors`: used in turns."""
+        self._doors = doors
         self._turn = 0
         self._target = target
         self.found = found or Found()
@@ -46,6 +51,8 @@ class Client:
         self._poller = select.epoll()
         self._at_work: dict[int, Work] = {}
         self._busy: Counter[Wire] = Counter()
+        self._broken = 0
+        """Connections on which TLS was broken."""
 
     def run(self, cases: Iterable[Case], seen: Callable[[int], None] = lambda count: None) -> Found:
         """Send all of `cases`. `seen`: gets how many were taken up so far, now and then."""
@@ -65,7 +72,7 @@ class Client:
             for wire, queue in queues.items():
                 while queue and self._busy[wire] < AT_ONCE[wire]:
                     self._begin(queue.popleft())
-            for number, _ in self._poller.poll(1.0):
+            for number, _ in self._poller.poll(_TICK_S):
                 for job in self._ready(number):
                     queues[job[0].wire].append(job)
             self._overdue()
@@ -75,14 +82,15 @@ class Client:
         self.check()
         return self.found
 
-    def _address(self) -> str:
+    def _door(self) -> Door:
         self._turn += 1
-        return self._addresses[self._turn % len(self._addresses)]
+        return self._doors[self._turn % len(self._doors)]
 
-    def _open(self) -> socket.socket:
-        sock = connect(self._address())
-        sock.settimeout(HANG_S)
-        return sock
+    def _open(self, speaks: str = secure.ONE) -> socket.socket:
+        """A connection, with TLS where that is spoken. Raises OSError, AssertionError."""
+        door = self._door()
+        sock = _connected(door)
+        return secure.wrapped(sock, door.ca, speaks, self._turn) if door.ca else sock
 
     def _begin(self, cases: Job) -> None:
         work: Work
@@ -93,24 +101,32 @@ class Client:
         elif wire is Wire.CALL:
             sock, two, stream = self._idle_two.pop() if self._idle_two else self._open_two()
             work = Calls(sock, self.found, cases, two, stream)
+        elif wire is Wire.RAW:
+            work = Raw(self._open(), self.found, cases[0])
+        elif wire is Wire.FRAMES:
+            work = Frames(self._open(secure.TWO), self.found, cases[0])
         else:
-            work = (Raw if wire is Wire.RAW else Frames)(self._open(), self.found, cases[0])
+            door = self._door()
+            work = secure.work(_connected(door), self.found, cases[0], door.ca)
         self._at_work[work.sock.fileno()] = work
         self._poller.register(work.sock.fileno(), select.EPOLLIN)
         work.start()
 
     def _open_two(self) -> tuple[socket.socket, Two, int]:
-        sock = self._open()
+        sock = self._open(secure.TWO)
         hello = frames.settings({frames.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
         sock.sendall(frames.PREFACE + hello + frames.window_update(0, _WIDE))
         return sock, Two(), 1
 
     def _ready(self, number: int) -> Iterator[Job]:
         work = self._at_work[number]
+        data: bytes | None
         try:
-            data = work.sock.recv(_CHUNK)
+            data = secure.read(work.sock) if isinstance(work.sock, ssl.SSLSocket) else work.sock.recv(_CHUNK)
         except OSError:
             data = b""
+        if data is None:
+            return
         try:
             done = work.receive(data)
         except NoHttp as exc:
@@ -127,6 +143,10 @@ class Client:
         self._busy[work.wire] -= 1
         self.found.slowest_s = max(self.found.slowest_s, time.monotonic() - work.begun)
         self._poller.unregister(number)
+        if work.wire in (Wire.BELOW, Wire.SPOILT):
+            self._broken += 1
+            if self._broken % CHECK_EVERY_BROKEN_TLS == 0:
+                self.check()
         if not keep or work.keep is None:
             work.sock.close()
         elif isinstance(work, Calls):
@@ -137,6 +157,7 @@ class Client:
     def _overdue(self) -> None:
         now = time.monotonic()
         for number, work in list(self._at_work.items()):
+            work.tick(now)
             if now - work.begun > HANG_S:
                 self.found.add(work.waiting(), "none", f"no answer within {HANG_S:g} s")
                 self._end(number, keep=False)
@@ -146,10 +167,11 @@ class Client:
         seed = next(one for one in _oip(self._target.inputs, {}) if one.binary)
         first, tail = seed.parts()
         body = first + tail
-        fields = f"Content-Length: {len(body)}\r\nInference-Header-Content-Length: {len(first)}\r\n\r\n"
-        with connect(self._address()) as sock:
-            sock.settimeout(HANG_S)
-            sock.sendall(b"POST " + seed.path + b" HTTP/1.1\r\nHost: x\r\n" + fields.encode() + body)
+        fields = f"Content-Length: {len(body)}\r\nInference-Header-Content-Length: {len(first)}\r\n".encode()
+        if self._target.guard == guards.TOKENS:
+            fields += b"%s: %s\r\n" % guards.AUTHORIZATION
+        with self._open() as sock:
+            sock.sendall(b"POST " + seed.path + b" HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n" + body)
             data = b""
             while (taken := judge.answer(data)) is None:
                 more = sock.recv(_CHUNK)
@@ -172,11 +194,19 @@ class Client:
         self._idle_two.clear()
 
 
+def _connected(door: Door) -> socket.socket:
+    sock = connect(door.address)
+    sock.settimeout(HANG_S)
+    return sock
+
+
 def _jobs(cases: Iterable[Case]) -> Iterator[Job]:
     """Cases of a group share a connection where their kind does."""
     job: Job = []
     for case in cases:
-        if job and (case.number // GROUP != job[0].number // GROUP or case.wire in (Wire.RAW, Wire.FRAMES)):
+        if job and (
+            case.number // GROUP != job[0].number // GROUP or case.wire not in (Wire.KEPT, Wire.CALL)
+        ):
             yield job
             job = []
         job.append(case)

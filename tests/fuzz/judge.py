@@ -11,7 +11,8 @@ from urllib.parse import unquote_to_bytes
 
 from edgekit_agent.serve.grpc.h2 import frames, hpack
 from edgekit_agent.serve.grpc.h2.errors import H2Error
-from tests.fuzz.cases import Case, Wire
+from tests.fuzz import below
+from tests.fuzz.case import Case, Wire
 
 FINE = frozenset((200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 429, 431, 501, 504, 505))
 """5xx among them: a transfer encoding or version that is not supported, a request's own timeout."""
@@ -64,6 +65,10 @@ def of_http(case: Case, found: Answer) -> str:
     status, head, body = found.status, found.head, found.body
     if status not in FINE and not (status == 503 and b"\r\nretry-after: " in head):
         return f"status {status}: {body[:300]!r}"
+    if case.denied and status != case.denied:
+        return f"status {status} instead of {case.denied}: {body[:300]!r}"
+    if case.denied == 401 and b"\r\nwww-authenticate: bearer" not in head:
+        return "401 without WWW-Authenticate"
     if status == 405 and b"\r\nallow: " not in head and b"connect" not in case.data[:7].lower():
         return "405 without Allow"
     if case.bare:
@@ -75,6 +80,17 @@ def of_http(case: Case, found: Answer) -> str:
         if body or size:
             return _json(body[: int(size[1])] if size else body)
     return ""
+
+
+def of_records(data: bytes) -> tuple[str, str]:
+    """What became of bytes that are no TLS, by what came back in the clear; and what is wrong with that."""
+    found = below.records(data)
+    for one in found:
+        if not below.CHANGE <= one[0] <= below.DATA or one[1:2] not in (b"\x03", b""):
+            return "wrong", f"no TLS: {data[:200]!r}"
+    if found and found[-1][0] == below.ALERT and len(found[-1]) == 7:
+        return f"alert {found[-1][6]}", ""
+    return ("handshake" if found else "closed"), ""
 
 
 def _error(body: bytes) -> str:
@@ -211,6 +227,8 @@ def of_stream(case: Case, stream: Stream) -> str:
             return ""
         head = b"\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in stream.fields.items())
         return of_http(case, Answer(int(status), head.lower(), stream.body))
+    if case.denied and int(code if code.isdigit() else -1) != {401: 16, 403: 7}[case.denied]:
+        return f"grpc-status {code.decode()} for what {case.denied} is to refuse"
     text = unquote_to_bytes(stream.fields.get(b"grpc-message", b"")).decode(errors="replace")
     if status != b"200" or not code.isdigit() or "\n" in text:
         return f"not gRPC: {stream.fields}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edgekit.bundle.steps import Length, Mfcc, Peak, Picture, Pipeline, Resample
 from edgekit.runtimes import Array
 from edgekit.runtimes._base import engine_files
 from edgekit.runtimes._preprocess import apply
+from tests.fuzz import guards
 from tests.support.serving import LABELS, Candidate, candidate, config
 from tests.unit.runtimes import kws
 from tests.unit.runtimes.test_sound import tone, wav
@@ -39,6 +41,8 @@ class Target:
     """Content type and bytes of what the pipeline takes."""
     outputs: Mapping[str, Array] | None = None
     """What is to be answered to `inputs`."""
+    guard: str = ""
+    """What guards the agent's port (guards.py)."""
 
 
 def _graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any]) -> bytes:
@@ -148,8 +152,6 @@ def words() -> Target:
 
 def _with_pipeline(made: Any, files: dict[str, bytes], rows: dict[str, Array]) -> Candidate:
     """As `candidate`, for files that are not all the engine's."""
-    import dataclasses
-
     plain = dataclasses.replace(made, files=("model.onnx",), pipeline=None)
     found = candidate(plain, {"model.onnx": files["model.onnx"]}, rows, VERSION)
     load = dataclasses.replace(found.load, config=made, files=tuple(files))
@@ -165,4 +167,6 @@ def _file(kind: str) -> bytes:
 
 ALL: dict[str, Callable[[], Target]] = {
     "tensors": cache(tensors), "sound": cache(sound), "picture": cache(picture), "words": cache(words),
+    "tls": cache(lambda: dataclasses.replace(ALL["tensors"](), name="tls", guard=guards.TLS)),
+    "tokens": cache(lambda: dataclasses.replace(ALL["tensors"](), name="tokens", guard=guards.TOKENS)),
 }  # fmt: skip

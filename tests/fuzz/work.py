@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from edgekit_agent.serve.grpc.h2 import frames
 from tests.fuzz import judge
-from tests.fuzz.cases import Case, Wire
+from tests.fuzz.case import Case, Wire
 from tests.fuzz.judge import NoHttp, Two
 
+_PATIENCE_S = 0.25
+"""So long over TLS an answer is waited for before we send the end; to broken requests none may come."""
 _CALLS = 4000
 """Streams of one connection over HTTP/2 before another takes its place."""
 
@@ -54,6 +57,9 @@ class Work:
         """What has to be sent once more, each on a connection of its own."""
 
     def start(self) -> None: ...
+
+    def tick(self, now: float) -> None:
+        """Called now and then."""
 
     def receive(self, data: bytes) -> bool:
         """Take what came, nothing at the end of the stream; whether all is done. Raises NoHttp."""
@@ -128,25 +134,48 @@ class Kept(Work):
         return None if self._closed or self._cases or self._data else self.sock
 
 
-class Raw(Work):
+class Whole(Work):
+    """One case on a connection of its own, and the end of what we send."""
+
+    def __init__(self, sock: socket.socket, found: Found, case: Case) -> None:
+        super().__init__(sock, found)
+        self._case = case
+        self._ended = False
+
+    def start(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.sendall(self._case.data)
+        if not isinstance(self.sock, ssl.SSLSocket):
+            self._end()
+
+    def tick(self, now: float) -> None:
+        if not self._ended and now - self.begun > _PATIENCE_S:
+            self._end()
+
+    def _end(self) -> None:
+        """TLS cannot end one side only, so that answers which are not written by then are lost."""
+        self._ended = True
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would forget its keys
+
+    def waiting(self) -> Case:
+        return self._case
+
+
+class Raw(Whole):
     """Any bytes, and the end of what we send: answers, and the end of what they send."""
 
     wire = Wire.RAW
 
     def __init__(self, sock: socket.socket, found: Found, case: Case) -> None:
-        super().__init__(sock, found)
-        self._case = case
+        super().__init__(sock, found, case)
         self._data = b""
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.sendall(self._case.data)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
 
     def receive(self, data: bytes) -> bool:
         self._data += data
         if data:
+            if not self._ended:
+                self._end()
             return False
         head = b"HEAD " in self._case.data
         first, rest = "none", self._data
@@ -165,9 +194,6 @@ class Raw(Work):
                 rest = rest[at:] if at >= 0 else b""
         self.found.add(self._case, first)
         return True
-
-    def waiting(self) -> Case:
-        return self._case
 
 
 class Calls(Work):
@@ -227,23 +253,16 @@ class Calls(Work):
         return None if self._closed or self._cases or self.next > 2 * _CALLS else self.sock
 
 
-class Frames(Work):
+class Frames(Whole):
     """Any frames, and the end of what we send."""
 
     wire = Wire.FRAMES
 
     def __init__(self, sock: socket.socket, found: Found, case: Case) -> None:
-        super().__init__(sock, found)
-        self._case = case
+        super().__init__(sock, found, case)
         self._two = Two()
         self._begin = b""
         self._done = 0
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.sendall(self._case.data)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
 
     def receive(self, data: bytes) -> bool:
         if len(self._begin) < 5:
@@ -260,6 +279,8 @@ class Frames(Work):
                 raise NoHttp(wrong)
         self._done += len(statuses)
         if data:
+            if self._done and not self._ended:
+                self._end()
             return False
         if not self._two.whole:
             raise NoHttp("half a frame")
@@ -268,9 +289,6 @@ class Frames(Work):
             raise NoHttp(f"GOAWAY INTERNAL_ERROR: {away[1]}")
         self.found.add(self._case, f"goaway {away[0]}" if away else "answered" if self._done else "closed")
         return True
-
-    def waiting(self) -> Case:
-        return self._case
 
 
 def _numbered(data: bytes, stream: int) -> bytes:

@@ -19,7 +19,7 @@ from tests.support.bundles import Keys, make_variant
 from tests.support.serving import Candidate
 
 AGENT = str(Path(sys.executable).with_name("edgekit-agent"))
-_WRONG = re.compile(r"Traceback|^\S+ \S+ (?:ERROR|CRITICAL) ", re.MULTILINE)
+_WRONG = re.compile(r"Traceback|^\S+ \S+ (?:ERROR|CRITICAL|WARNING asyncio:) ", re.MULTILINE)
 _STOP_S = 30.0
 
 

@@ -124,7 +124,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more. Answer what it has asked, then close."""
         self._deaf, self._begun, self._ended = True, None, True
-        return self._current is not None or bool(self._waiting)
+        asked = self._current is not None or bool(self._waiting)
+        # TLS ends both sides at once: asyncio would only log that it was asked not to.
+        return asked and self._transport is not None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._blocked = self._server.now()

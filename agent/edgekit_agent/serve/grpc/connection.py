@@ -144,7 +144,9 @@ class Connection(asyncio.Protocol):
                 self._machine.lose(stream)
         if self._machine.output.waiting:
             self._flush()
-        return bool(self._machine.streams) and not self._hung_up
+        asked = bool(self._machine.streams) and not self._hung_up
+        # TLS ends both sides at once: asyncio would only log that it was asked not to.
+        return asked and self._transport is not None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         """The client does not read: neither do we."""
