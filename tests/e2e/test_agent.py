@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from edgekit import codec, wire
 from edgekit.wire import JobAck, JobNotify, JobState, JobUpdate, Presence, Reported, Telemetry, TelemetryAck
 from edgekit_agent.config import ServeSection
-from tests.support.agent_process import lives
+from tests.support.agent_process import kill_workers
 from tests.support.bundles import Keys
 from tests.support.devices import Client, release, variant, wait_for
 from tests.support.standin import Broker, StandIn, standin
@@ -282,27 +281,12 @@ def test_last_will_and_goodbye(fleet: Fleet, device: Device) -> None:
     fleet.until("the goodbye", lambda: not fleet.presence[-1].online)
 
 
-def kill_workers(device: Device) -> None:
-    """The serving process and the spare at one moment: a spare that takes over between the two would be a
-    second crash."""
-    assert device.child is not None
-    supervisor = psutil.Process(device.child.pid)
-    supervisor.suspend()
-    try:
-        workers = supervisor.children()
-        for worker in workers:
-            worker.kill()
-        wait_for("their end", lambda: not any(map(lives, workers)))
-    finally:
-        supervisor.resume()
-
-
 def test_worker_is_replaced(place: StandIn, fleet: Fleet, device: Device) -> None:
     first = release(place.folder, "1.0.0", variant(1.0), keys=place.keys)
     assert roll(place, fleet, first).state is JobState.SUCCEEDED
     assert device.child is not None
     for _ in range(3):
-        kill_workers(device)
+        kill_workers(device.child)
         assert device.client.served_weight() == 1.0  # the connection waits for the new process
 
 
@@ -314,7 +298,7 @@ def test_the_fleet_hears_that_a_release_gave_way(place: StandIn, fleet: Fleet, d
         )
     assert device.child is not None
     for crash in range(1, ServeSection().crash_limit + 1):
-        kill_workers(device)
+        kill_workers(device.child)
         assert device.client.served_weight() == (2.0 if crash < ServeSection().crash_limit else 1.0), (
             device.log()
         )

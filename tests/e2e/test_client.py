@@ -210,7 +210,7 @@ def test_serving_is_killed_and_started_again_in_between(kind: str, tmp_path: Pat
 def test_an_agent_that_starts_late_is_found(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "serve.sock"
     answers: list[Any] = []
-    with client(kind, path, retries=20) as asked:
+    with client(kind, path, retries=200) as asked:
         assert not asked.ready()
         waiting = threading.Thread(target=lambda: answers.append(asked.infer([[1.0, 2.0, 3.0, 4.0]])))
         waiting.start()
@@ -391,12 +391,12 @@ def test_patience_is_bounded_and_follows_retry_after(kind: str) -> None:
         with pytest.raises(Overloaded, match="too many requests"):
             asked.infer([1.0])
         assert len(server.requests) == 4
-    later = busy.replace(b"After: 0", b"After: 9")
-    with Scripted(ABOUT, later) as server, client(kind, server.address, model="m", timeout_s=2) as asked:
+    later = busy.replace(b"After: 0", b"After: 99")
+    with Scripted(ABOUT, later) as server, client(kind, server.address, model="m", timeout_s=20) as asked:
         begin = time.monotonic()
         with pytest.raises(Overloaded):
             asked.infer([1.0])
-        assert time.monotonic() - begin < 1.5  # no time to wait for: told at once
+        assert time.monotonic() - begin < 10  # no time to wait for: told at once
     final = answer("503 Service Unavailable", b'{"error":"not enough memory"}')
     with Scripted(ABOUT, final) as server, client(kind, server.address, model="m") as asked:
         with pytest.raises(Overloaded, match="memory"):

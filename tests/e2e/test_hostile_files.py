@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from edgekit.bundle.model import Affine, Image, Preprocessing, TensorSpec
 from edgekit.bundle.steps import Length, Mfcc, Peak, Picture, Pipeline, Resample, TopK, Wav
 from edgekit_agent.serve.limits import Limits
+from tests.support.devices import wait_for
 from tests.support.serving import LABELS, Candidate, Stand, candidate, config, stand
 from tests.unit.runtimes import kws
 from tests.unit.runtimes.test_pipeline import flat, png
@@ -107,8 +108,8 @@ def test_mutated_pictures(place: Stand) -> None:
         if status == 400:
             assert "\n" not in found["error"] and len(found["error"]) < 300
     assert seen == {200, 400}
-    after = psutil.Process(place.serving.process.pid).memory_info().rss
-    assert after - before < 48 << 20
+    process = psutil.Process(place.serving.process.pid)
+    wait_for("memory that comes back", lambda: process.memory_info().rss - before < 48 << 20, 20)
     assert post(place, noisy("JPEG"), "image/jpeg")[0] == 200
 
 
@@ -123,8 +124,8 @@ def test_mutated_recordings(place: Stand) -> None:
         seen.add(status)
         assert status in (200, 400), found
     assert seen == {200, 400}
-    after = psutil.Process(place.serving.process.pid).memory_info().rss
-    assert after - before < 48 << 20
+    process = psutil.Process(place.serving.process.pid)
+    wait_for("memory that comes back", lambda: process.memory_info().rss - before < 48 << 20, 20)
 
 
 def peak_mib(pid: int) -> float:
@@ -157,7 +158,8 @@ def test_bombs_cost_bounded_memory_and_it_comes_back(place: Stand) -> None:
         assert len(body) < 1 << 20
         assert post(place, body, "image/png")[0] == 200
     assert peak_mib(process.pid) - idle < 220
-    assert process.memory_info().rss / 2**20 - idle < 24
+    # The answer is on its way a moment before the picture is let go.
+    wait_for("memory that comes back", lambda: process.memory_info().rss / 2**20 - idle < 24, 5)
 
 
 def test_long_recordings_cost_bounded_memory(place: Stand) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ import pytest
 from edgekit import bundle
 from edgekit.errors import BundleError, FormatError, SignatureError
 from tests.support.bundles import Keys, make_config, make_variant, tiny_bundle, two_variants
+from tests.support.ports import free_port
 
 KEYS = Keys()
 TRUSTED = [KEYS.signer.public()]
@@ -35,9 +35,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a running registry, host:port."""
     folder = tmp_path_factory.mktemp("registry")
     for _ in range(5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         config = {
             "version": 0.1,
             "log": {"level": "error"},

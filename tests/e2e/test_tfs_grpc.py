@@ -14,6 +14,7 @@ import pytest
 
 from edgekit.runtimes import Array
 from edgekit_agent.serve.grpc import tfs_messages as m
+from tests.support.ports import free_port
 from tests.support.serving import Stand, keyword_spotter, linear, stand
 from tests.support.started import started
 from tests.support.tfs import use_official_stubs
@@ -301,12 +302,10 @@ def test_the_classic_snippet_on_the_usual_port(tmp_path: Path) -> None:
     """An agent that listens where TensorFlow Serving would, and says that a port was taken."""
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-    with socket.socket() as taken, socket.socket() as free:
-        for one in (taken, free):
-            one.bind(("127.0.0.1", 0))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        usual, other = free.getsockname()[1], taken.getsockname()[1]
-        free.close()
+        usual, other = free_port(), taken.getsockname()[1]
         options = "--also-port", str(usual), "--also-port", str(other)
         with started(tmp_path, linear(2.0), *options) as agent:
             assert agent.port != usual

@@ -14,7 +14,7 @@ import pytest
 
 from edgekit.wire import JobState, Stage
 from edgekit_agent.stages import MAX_RESTARTS
-from tests.support.agent_process import Device
+from tests.support.agent_process import Device, kill_workers
 from tests.support.agent_process import device as make_device
 from tests.support.devices import release, variant, wait_for
 
@@ -85,8 +85,7 @@ def test_serving_is_killed(device: Device, stage: Stage) -> None:
     job = device.assign(on_old(device)).job
     device.start()
     reached(device, job, stage)
-    for worker in device.workers():
-        worker.kill()
+    kill_workers(device.child)
     assert device.client.served_weight() in (OLD, NEW)
     state = device.end_of(job)
     assert state in (JobState.SUCCEEDED, JobState.ROLLED_BACK), device.log()
@@ -98,8 +97,7 @@ def test_serving_that_keeps_crashing_in_the_watch_is_rolled_back(device: Device)
     device.start()
     assert reached(device, job, Stage.WATCH)
     while not device.ended(job):
-        for worker in device.workers():  # the spare too
-            worker.kill()
+        kill_workers(device.child)  # the spare too
         time.sleep(0.7)
     assert device.end_of(job) is JobState.ROLLED_BACK
     assert device.client.served_weight() == OLD

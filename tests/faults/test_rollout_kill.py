@@ -7,10 +7,12 @@ the test starts again what an init system would (agent, manager).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import devices
@@ -55,11 +57,15 @@ def strike(made: Lab, victim: str, moment: int) -> None:
         time.sleep(0.2)
         agent.start()
     elif victim == "broker":
-        for broker in made.fleet.children("mosquitto"):
-            broker.kill()
+        kill(made.fleet.children("mosquitto"))
     else:
-        for worker in agent.children("edgekit_agent.worker"):
-            worker.kill()
+        kill(agent.children("edgekit_agent.worker"))
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # its parent has ended it by itself
+            process.kill()
 
 
 @pytest.mark.faults

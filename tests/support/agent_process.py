@@ -97,8 +97,7 @@ class Device:
     def workers(self) -> list[psutil.Process]:
         """Serving processes: the one that answers and, when there is one, the spare."""
         assert self.child is not None
-        children = psutil.Process(self.child.pid).children()
-        return [one for one in children if lives(one) and "edgekit_agent.worker" in one.cmdline()]
+        return workers_of(psutil.Process(self.child.pid))
 
 
 @contextlib.contextmanager
@@ -112,8 +111,37 @@ def device(folder: Path, environment: Mapping[str, str] | None = None, **serve: 
             made.close()
 
 
-def lives(process: psutil.Process) -> bool:
+def workers_of(supervisor: psutil.Process) -> list[psutil.Process]:
+    return [one for one in supervisor.children() if lives(one) and _is_worker(one)]
+
+
+def kill_workers(child: subprocess.Popen[bytes] | None) -> None:
+    """kill -9 of a supervisor's serving process and spare at one moment: a spare that takes over between the
+    two would be a second crash, or a connection that it has accepted lost."""
+    assert child is not None
+    supervisor = psutil.Process(child.pid)
+    supervisor.suspend()
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # whoever is process 1 may reap late
-    except psutil.NoSuchProcess:
+        workers = workers_of(supervisor)
+        for worker in workers:
+            worker.kill()  # nobody reaps it meanwhile
+        wait_for("their end", lambda: not any(map(lives, workers)))
+    finally:
+        supervisor.resume()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether any of its threads does: its first one may be a zombie while others, that hold its sockets and
+    memory, are still ending. Whoever is to reap it may do so late."""
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+    except (psutil.NoSuchProcess, OSError):
         return False
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie counts as such
+        return "edgekit_agent.worker" in process.cmdline()
+    return False

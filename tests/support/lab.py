@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import psutil
 from edgekit.crypto.keys import SealingKey
 from tests.support.bundles import Keys
 from tests.support.devices import Client
+from tests.support.ports import free_port
 
 BIN = Path(sys.executable).parent
 READY_S = 60
@@ -91,7 +91,7 @@ class Lab:
         self.state = folder / "fleet"
         command = [str(BIN / "edgekit-fleet"), "up", "--state", str(self.state)]
         for port in ("--port", "--device-port", "--mqtt-port"):
-            command += [port, str(_free_port())]
+            command += [port, str(free_port())]
         self.fleet = Process("fleet", folder, command)
         self.agents: dict[str, Agent] = {}
 
@@ -222,9 +222,3 @@ def lab(folder: Path) -> Iterator[Lab]:
         yield made
     finally:
         made.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

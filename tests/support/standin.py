@@ -29,6 +29,7 @@ from edgekit.wire import Assignment, JobNotify
 from edgekit_agent import config
 from tests.support.bundles import Keys
 from tests.support.devices import wait_for
+from tests.support.ports import free_port
 
 DEVICE = "dev-1"
 
@@ -131,9 +132,7 @@ class Broker:
     def __init__(self, identity: Identity, folder: Path) -> None:
         self.folder, self.identity = folder, identity
         folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         (folder / "mosquitto.conf").write_text(
             f"listener {self.port} 127.0.0.1\ncafile {identity.folder}/ca.pem\n"
             f"certfile {identity.folder}/server.pem\nkeyfile {identity.folder}/server.key\n"

@@ -11,6 +11,7 @@ import pytest
 from edgekit.errors import ConfigError, InputError, SystemFault
 from edgekit_agent.config import ServeSection
 from edgekit_agent.listeners import bind
+from tests.support.ports import free_port
 
 
 def test_busy_port() -> None:
@@ -24,12 +25,10 @@ def test_busy_port() -> None:
 
 
 def test_more_ports_as_far_as_they_are_free(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as taken, socket.socket() as free:
+    with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free.bind(("127.0.0.1", 0))
-        ports = taken.getsockname()[1], free.getsockname()[1]
-        free.close()
+        ports = taken.getsockname()[1], free_port()
         made = bind(ServeSection(port=0, ports=ports))
         try:
             assert [sock.getsockname()[1] for sock in made.sockets][1:] == [ports[1]]

@@ -287,7 +287,7 @@ def test_large_bodies_after_the_same_head_go_straight_to_their_place(
 def test_large_bodies_wait_in_their_sockets_while_there_is_enough_to_do(stack: tuple[str, str]) -> None:
     parser, loop = stack
     message, raw = rows(100_000, 1)
-    limits = dataclasses.replace(LARGE, max_ahead_bytes=1000, read_timeout_s=0.4)
+    limits = dataclasses.replace(LARGE, max_ahead_bytes=1000, read_timeout_s=1.5)
 
     async def main() -> None:
         async with serving(parser, limits) as (server, _, port):
@@ -302,7 +302,7 @@ def test_large_bodies_wait_in_their_sockets_while_there_is_enough_to_do(stack: t
                     other.send(message)
                 gone = await wire.another()
                 gone.send(message[:-1])
-                await asyncio.sleep(1.0)  # longer than a client may take: it does not count
+                await asyncio.sleep(2.5)  # longer than a client may take: it does not count
                 assert not any(other.reader._buffer for other in others)  # type: ignore[attr-defined]
                 small = await wire.another()
                 small.send(post())
@@ -603,7 +603,9 @@ def test_drain_answers_what_is_begun_and_closes_the_rest() -> None:
                 wire.send(post())
                 fine(await wire.answer())
             begun.send(post()[:-5])
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(20):
+                while all(one.idle for one in server._connections):
+                    await asyncio.sleep(0.001)
             draining = asyncio.create_task(server.drain(10))
             assert await idle.closed()
             begun.send(post()[-5:])

@@ -250,13 +250,13 @@ def test_a_stuck_engine_is_abandoned_and_everybody_is_told() -> None:
     async def test(bench: Bench) -> None:
         stuck = await bench.busy()
         waiting = [bench.ask(Rows(value)) for value in (1, 2)]
-        timed = bench.ask(Rows(3), deadline_ns=time.perf_counter_ns() + 50_000_000)
+        timed = bench.ask(Rows(3), deadline_ns=time.perf_counter_ns() + 500_000_000)
         await asyncio.sleep(0)
         bench.core.abandon()
         assert await stuck == 500 and [await one for one in (*waiting, timed)] == [503, 503, 503]
         assert await bench.ask(Rows(4)) == 503, "nothing is begun any more"
         bench.session.open.set()  # it answers after all: too late, and nobody is answered twice
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert bench.session.runs == [[99]] and bench.core.in_flight == 0
         counters = bench.core.current().counters
         assert (counters.requests, counters.errors, counters.inferences) == (5, 5, 0)
@@ -346,8 +346,10 @@ def test_a_model_that_is_slow_on_some_data_takes_its_thread_until_it_settles() -
         for _ in range(32):
             assert await bench.ask(Rows(5)) == [10.0]  # slow still: it does not come back
         assert here not in threads[2:]
-        for _ in range(40):
+        for _ in range(1000):
             assert await bench.ask(Rows(1)) == [2.0]
+            if threads[-1] == here:
+                break
         assert threads[-1] == here
 
     run(test, Limits(inline_ms=10), Pace(0.001))

@@ -63,7 +63,7 @@ class Engine:
 
 def test_a_run_that_costs_the_same_for_many_rows_is_shared() -> None:
     pace = measured(linear(), Engine(base_s=0.002))
-    assert pace.batch == 16 and 1.9 < pace.batch_ms < 20 and 1.9 < pace.run_ms < 20
+    assert pace.batch == 16 and 1.9 < pace.batch_ms < 200 and 1.9 < pace.run_ms < 200
 
 
 def test_runs_that_would_keep_others_waiting_are_not_tried() -> None:
@@ -78,7 +78,7 @@ def test_an_engine_that_runs_nothing_is_an_error() -> None:
 
 
 def test_rows_that_cost_the_same_each_are_not_joined_and_large_batches_not_even_tried() -> None:
-    slow = Engine(row_s=0.005)
+    slow = Engine(row_s=0.02)
     assert measured(linear(), slow).batch == 1
     assert max(slow.sizes) == 2
 
