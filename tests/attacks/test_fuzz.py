@@ -94,7 +94,7 @@ def test_a_number_is_always_the_same_case(target: str, monkeypatch: pytest.Monke
     assert before == [two.case(n) for n in range(600)]
     assert len({case.data for case in before[:200]}) > 180
     assert {one.wire(n) for n in range(GROUP)} == {one.wire(0)}
-    wires = {one.wire(n) for n in range(0, 100 * GROUP, GROUP)}
+    wires = {one.wire(n) for n in range(0, 600 * GROUP, GROUP)}
     assert wires == (set(Wire) if target == "tls" else set(Wire) - {Wire.BELOW, Wire.SPOILT})
 
 
@@ -213,7 +213,7 @@ def test_the_hello_that_is_broken_is_a_right_one(tmp_path: Path) -> None:
         with pytest.raises(ssl.SSLWantReadError):
             server.do_handshake()
         assert outgoing.read()[5] == 2  # ServerHello
-        assert server.selected_alpn_protocol() == "h2" and server.version() == "TLSv1.3"
+        assert server.selected_alpn_protocol() == "h2"
 
 
 @pytest.mark.parametrize(

@@ -114,4 +114,5 @@ def refused(chance: Random, wanted: str) -> tuple[bytes | None, int]:
             return b"Bearer " + GOOD[:12] + chance.choice((EXPIRED, INFER, UNKNOWN))[12:], 401
     mutated = garble(chance, GOOD, most=2).translate(None, bytes((*range(32), 127))).strip()
     right = any(mutated.decode("latin-1").strip().encode("latin-1") == one for one in _ROLES)
-    return b"Bearer" if right else b"Bearer " + mutated, 401
+    # HTTP/2 does not take a value that ends with a space.
+    return b"Bearer" if right else (b"Bearer " + mutated).rstrip(), 401
