@@ -144,9 +144,10 @@ def _around(body: bytes) -> tuple[bytes, bytes] | None:
         )
     except (ValueError, RecursionError):
         return None
-    # The key may have stood in a string, or come twice: then the hole is elsewhere, or does not show.
+    # The key may have stood elsewhere (this input lies in shared memory), or come twice: then the hole is
+    # elsewhere, or does not show.
     (item,) = whole["inputs"]
-    if item["data"] != data or around["inputs"][0].get("data") != _HOLE:
+    if "data" not in item or item["data"] != data or around["inputs"][0].get("data") != _HOLE:
         return None
     item["data"] = _HOLE
     return (before, after) if whole == around else None

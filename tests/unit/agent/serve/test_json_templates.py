@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError
-from edgekit_agent.serve import jsons
+from edgekit_agent.serve import jsons, oip
 from edgekit_agent.serve.infer import Prepared
-from edgekit_agent.serve.json_templates import JsonTemplate
+from edgekit_agent.serve.json_templates import JsonTemplate, JsonTemplates
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.message import Request, Response
 from edgekit_agent.serve.model import Model
@@ -162,3 +162,14 @@ def test_refusals_name_the_input() -> None:
         ask(json.dumps(document([1, 2])).encode(), templates)
     text, _ = ask(json.dumps(document(["a", 2])).encode(), templates)
     assert text == "input 'x': data is not FP32"
+
+
+def test_an_input_in_shared_memory_beside_data_elsewhere() -> None:
+    """Found by benchmarks/fuzz.py: the answer was 500."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    parsed = oip.decode(json.dumps({"inputs": [{**tensor, "data": [1, 2]}]}).encode(), None)
+    where = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    body = json.dumps({"other": {"data": [1, 2]}, "inputs": [{**tensor, "parameters": where}]}).encode()
+    known = JsonTemplates()
+    known.learn(body, parsed)
+    assert known.find(body) is None
