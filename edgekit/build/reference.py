@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.build import stats
 from edgekit.bundle.model import Bins, Reference
 from edgekit.runtimes import _drift as drift
 from edgekit.runtimes._golden import classes
@@ -55,8 +56,7 @@ def _bins(arrays: Mapping[str, Array], rows: int) -> Iterator[Bins]:
             for column in np.linspace(0, width - 1, most).astype(int).tolist():
                 yield _one(name, array[:, column], bins, column)
         else:
-            flat = array.reshape(-1)
-            yield _one(name, flat[:: max(1, flat.size // MOST_VALUES) | 1], bins)
+            yield _one(name, stats.thinned(array, MOST_VALUES), bins)
 
 
 def _one(name: str, values: Array, bins: int, column: int = -1) -> Bins:

@@ -99,6 +99,13 @@ def excess_loss(
     return (less + 1) / (RESAMPLES + 1)
 
 
+def thinned(array: NDArray[Any], most: int) -> NDArray[Any]:
+    """About `most` values of all, evenly spread; an odd step, so that it does not fall into step with rows
+    and channels of even sizes."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // most) | 1]
+
+
 def psi(expected: NDArray[Any], seen: NDArray[Any], bins: int = 10) -> float:
     """Population stability index of two samples over bins of equal share of `expected`; see _drift.psi."""
     edges = np.unique(np.quantile(expected, np.linspace(0, 1, bins + 1)[1:-1]))

@@ -120,12 +120,12 @@ def latencies(asked: Client, count: int, values: list[float]) -> list[float]:
 
 def test_a_flood_of_requests(slow: Stand) -> None:
     """The greedy client's queue is 48 deep, which is a second's work; the modest one waits for two runs.
-    The median is looked at: a machine that stands still for a moment proves nothing."""
+    Two of twenty may take longer: a machine that stands still for a moment proves nothing."""
     with Client(f"http://{slow.address}", retries=0, shared_memory=False) as modest:
         modest.infer(np.array([SLOW], np.float32))
         with Flood(slow.port, 90, message(SLOW)) as flood:
             found = latencies(modest, 20, SLOW)
-        assert sorted(found)[10] < 0.5, found
+        assert sorted(found)[10] < 0.2 and sorted(found)[17] < 0.5, found
         assert set(flood.statuses) == {200, 429} and flood.statuses[200] > 20, flood.statuses
 
 
@@ -142,7 +142,7 @@ def test_a_flood_under_another_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
             asked.infer(np.array([SLOW], np.float32))
             with Flood(made.port, 60, sent, "127.0.0.1") as flood:
                 found = latencies(asked, 20, SLOW)
-        assert sorted(found)[10] < 0.5, found
+        assert sorted(found)[10] < 0.2 and sorted(found)[17] < 0.5, found
         assert set(flood.statuses) == {200, 429}, flood.statuses
 
 

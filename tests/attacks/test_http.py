@@ -167,6 +167,6 @@ def test_slow_clients_are_ended_and_others_do_not_wait(tmp_path: Path, parser: s
             time.sleep(0.1)
         lasted = time.monotonic() - begin
         assert not open_ones and lasted >= 1.5, (len(open_ones), lasted)
-        assert sorted(latencies)[len(latencies) // 2] < 1, latencies  # nobody waits for the limit
+        assert sorted(latencies)[-3] < 1, latencies  # the machine may stand still twice
         for sock in slow:
             sock.close()

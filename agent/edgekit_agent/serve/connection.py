@@ -355,8 +355,7 @@ class Connection(asyncio.Protocol):
         server.turns.asking = before
 
     def _end(self, request: Request) -> None:
-        if request.held:
-            self._let_go(request)
+        self._let_go(request)
         if self._claim is not None:
             self._claim.end()
 

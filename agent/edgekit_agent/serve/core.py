@@ -204,11 +204,7 @@ class Core:
         if heavy:
             self._decoder().submit(lambda: self._decode_apart(job))
         else:
-            problem = self._decode(job)
-            if problem is None:
-                model.lane.submit(job)
-            else:
-                self._admit(job, problem)
+            self._admit(job, self._decode(job))
 
     def _decoder(self) -> Gate:
         """One thread for large bodies: while it parses the engine may run, and small requests pass by."""

@@ -6,8 +6,8 @@ import time
 
 _MANY, _MANY_TIMES = 8, 2.0
 """Where so many requests share a run the loop has as much to do for them as the engine, and a thread beside
-it would fight for the interpreter: the limit is twice what it is otherwise. (.052 CPU-ms a request instead of
-.057 with 32 connections, and 4 % more of them: benchmarks/serving.py, mlp.)"""
+it would fight for the interpreter: the limit is twice what it is otherwise. (Measured with 32 connections to
+the mlp of benchmarks/nets.py: .052 CPU-ms a request instead of .057, and 4 % more of them.)"""
 _SLOW = 4.0
 """Times the limit that a run on the loop may take before the next ones go elsewhere: processor time, for on
 a busy machine every run is interrupted now and then."""

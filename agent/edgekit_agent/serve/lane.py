@@ -104,7 +104,7 @@ class Lane:
             full = self._samples >= self._batch or len(self._heap) >= self._limits.max_queue
             if full and not self._answering:
                 self._go()
-            elif not self._scheduled:
+            else:
                 self._schedule()
         if prepared.deadline_ns and not job.taken:
             left_s = (prepared.deadline_ns - job.waited_ns) / 1e9
@@ -129,8 +129,9 @@ class Lane:
 
     def _schedule(self) -> None:
         """Go on after the sockets that are ready now have been read."""
-        self._scheduled = True
-        self._loop.call_soon(self._tick)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
         self._scheduled = False
@@ -150,7 +151,7 @@ class Lane:
                 run = self._run(jobs)
                 self._inline.blocked(run.ms, begun)
                 self._answer(jobs, run, None)
-                if self._heap and not self._scheduled:
+                if self._heap:
                     self._schedule()
                 return
             self._runs += 1

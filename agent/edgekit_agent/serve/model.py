@@ -88,8 +88,7 @@ class Model:
 
     def release_user(self) -> None:
         self.users -= 1
-        if self.retired:
-            self._maybe_idle()
+        self._maybe_idle()
 
     def retire(self, on_idle: Callable[[], None]) -> None:
         """No new users; call `on_idle` when the last one is done (at once when there is none)."""
@@ -102,6 +101,6 @@ class Model:
         self.session.close()
 
     def _maybe_idle(self) -> None:
-        if self.users == 0 and self.on_idle is not None:
+        if self.retired and self.users == 0 and self.on_idle is not None:
             on_idle, self.on_idle = self.on_idle, None
             on_idle()

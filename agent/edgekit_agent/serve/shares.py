@@ -103,8 +103,7 @@ class Shares:
 
     def end(self, share: Share) -> None:
         share.requests -= 1
-        if not share.connections:
-            self._forget(share)
+        self._forget(share)
 
     def hold(self, share: Share, size: int) -> bool:
         """Count `size` bytes of a body; False (and not counted) when there is no room for them."""

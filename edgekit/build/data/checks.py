@@ -74,20 +74,13 @@ def drift(calibration: Inputs, evaluation: Inputs) -> tuple[Drift, ...]:
 
 
 def _drift(name: str, known: Array, seen: Array) -> Drift:
-    few = _sample(seen)
+    few = stats.thinned(seen, MAX_VALUES)
     outside = round(float(np.mean((few < known.min()) | (few > known.max()))), 6)
     if seen.ndim == 2 and 1 < seen.shape[1] <= MAX_COLUMNS:
         values = [stats.psi(known[:, i], seen[:, i]) for i in range(seen.shape[1])]
         worst = int(np.argmax(values))
         return Drift(name, outside, round(values[worst], 4), worst)
-    return Drift(name, outside, round(stats.psi(_sample(known), few), 4))
-
-
-def _sample(array: Array) -> Array:
-    """Values evenly spread; an odd step, so that it does not fall into step with rows and channels of even
-    sizes."""
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // MAX_VALUES) | 1]
+    return Drift(name, outside, round(stats.psi(stats.thinned(known, MAX_VALUES), few), 4))
 
 
 def drift_warnings(found: Sequence[Drift], calibration: Named, evaluation: Named) -> tuple[str, ...]:
