@@ -20,6 +20,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -139,6 +140,27 @@ def pss_mib(pid: int) -> float:
     raise RuntimeError("no Pss in smaps_rollup")
 
 
+class Highest:
+    """The most memory that a process has inside the `with`, looked at twenty times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.mib = 0.0
+        self._pid, self._over = pid, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Highest:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            self.mib = max(self.mib, pss_mib(self._pid))
+
+
 def post(path: str, body: bytes, json_size: int = 0) -> bytes:
     """A whole HTTP request."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
@@ -231,6 +253,26 @@ def memory(made: Candidate, message: bytes, seconds: float) -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
+def together(first: Candidate, second: Candidate, message: bytes, seconds: float) -> dict[str, float]:
+    """PSS of one process that serves both: idle, while 32 connections ask the second, when that has been
+    over for two seconds, and for a while."""
+    with tempfile.TemporaryDirectory() as folder, stand(Path(folder)) as serving:
+        pid = serving.serving.process.pid
+        for made in (first.changed(slot=1), second):
+            if not made.into(serving.serving).ok:
+                raise RuntimeError("a model does not load")
+        time.sleep(_MEASURED_S)
+        idle = pss_mib(pid)
+        with Highest(pid) as highest:
+            load.run(serving.address, message, 32, seconds)
+        time.sleep(2)
+        after = pss_mib(pid)
+        time.sleep(QUIET_S)
+        later = pss_mib(pid)
+    found = {"idle_mib": idle, "under_load_mib": highest.mib, "after_load_mib": after, "later_mib": later}
+    return {name: round(value, 1) for name, value in found.items()}
+
+
 def table(ways: list[Bare | Way], machine: str) -> dict[str, Any]:
     """What docs/check.py turns into Markdown."""
     columns = ["network, way", "CPU ms, 1 conn.", "8", "32", "req/s, 1 conn.", "8", "32"]
@@ -266,7 +308,10 @@ def main() -> int:
     ways: list[Bare | Way] = []
     starts: dict[str, float] = {}
     memories: dict[str, dict[str, float]] = {}
-    for net in (nets.mlp(), nets.cnn()):
+    small, large = nets.mlp(), nets.cnn()
+    asked_large = binary(large, large.samples(1))
+    memories["both"] = together(release(small), release(large), asked_large, 2 * seconds)
+    for net in (small, large):
         with contextlib.ExitStack() as stack:
             first = len(ways)
             made, sample = release(net), net.samples(1)

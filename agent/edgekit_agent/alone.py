@@ -1,4 +1,4 @@
-"""`edgekit-agent serve`: one bundle on one machine, without a fleet. Nothing is written to the disk."""
+"""`edgekit-agent serve`: bundles on one machine, without a fleet. Nothing is written to the disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from edgekit import bundle
 from edgekit.bundle import Bundle
 from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import SealingKey, VerifyKey
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, InputError
 from edgekit_agent import device, sd
 from edgekit_agent.config import DeviceSection, LogSection, ServeSection
 from edgekit_agent.prepare import Prepared, fitting, into_memory
@@ -22,12 +23,14 @@ from edgekit_agent.supervisor import LOAD_S, Supervisor
 
 log = logging.getLogger("edgekit.agent")
 
+MOST = 16
+"""Bundles that are served side by side."""
 PROBE_S = 600.0
 """An engine may be compiled on the device, which takes minutes."""
 
 
 def serve(
-    path: Path,
+    paths: Sequence[Path],
     *,
     key: Path | None,
     trust: Sequence[Path],
@@ -39,33 +42,57 @@ def serve(
 ) -> None:
     """Serve until `until` returns. Prints one JSON line with the endpoint once requests are answered.
 
-    Raises BundleError, InputError, EngineError, SystemFault (busy port) before anything is served.
+    The first of several is the device's release, which /v2/health/ready speaks of. Raises BundleError,
+    InputError, EngineError, SystemFault (busy port) before anything is served.
     """
     ring = KeyRing.at()  # on the machine that built the bundle, its keys are at hand
-    opened = bundle.open(path, [VerifyKey.load(one) for one in trust or [ring.builder_public]])
-    engines = {entry.config.engine.name for entry in opened.variants}
+    trusted = [VerifyKey.load(one) for one in trust or [ring.builder_public]]
+    opened = [bundle.open(path, trusted) for path in paths]
+    _check_names(opened)
+    engines = {entry.config.engine.name for one in opened for entry in one.variants}
     here = device.describe(DeviceSection("standalone", profile, emulated), engines)
-    content_key = _content_key(opened, key or ring.recipient_private)
+    content_keys = [_content_key(one, key or ring.recipient_private) for one in opened]
     supervisor = Supervisor(section, log=log_section)
     supervisor.bind()
     try:
         supervisor.start(wait_for_load=True)  # it imports what it needs while the release is proven
         begin = time.monotonic()
-        release = _first_that_fits(opened, here, content_key)
-        slow_s = 2 * (time.monotonic() - begin)  # what takes the probe long takes serving long
-        supervisor.swap(release, max(LOAD_S, slow_s))
+        with ExitStack() as unserved:
+            found = []
+            for one, content_key in zip(opened, content_keys, strict=True):
+                found.append(_first_that_fits(one, here, content_key))
+                unserved.callback(found[-1].close)
+            slow_s = 2 * (time.monotonic() - begin)  # what takes the probe long takes serving long
+            release, *beside = found
+            supervisor.keep_beside(beside)
+            supervisor.swap(release, max(LOAD_S, slow_s))
+            unserved.pop_all()
         ready = {
             "release": release.release,
             "variant": release.variant,
             "endpoint": supervisor.endpoint.split()[0],
             "unix": section.unix,
+            "beside": [one.release for one in beside],
         }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
-        with sd.service(f"{release.release} on {supervisor.endpoint}", lambda: supervisor.healthy):
+        names = ", ".join(one.release for one in found)
+        with sd.service(f"{names} on {supervisor.endpoint}", lambda: supervisor.healthy):
             until()
     finally:
         supervisor.stop()
+
+
+def _check_names(opened: Sequence[Bundle]) -> None:
+    """Raises InputError: clients tell models apart by their names."""
+    if len(opened) > MOST:
+        raise InputError(f"{len(opened)} bundles", f"serve {MOST} at most")
+    names = [one.info.name for one in opened]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two of the bundles are called {twice!r}", "serve one of them, or build it with --name"
+        )
 
 
 def _content_key(opened: Bundle, key: Path) -> bytes | None:

@@ -21,13 +21,29 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
+class Serving:
+    """A release that answers now."""
+
+    model: str
+    version: str
+    variant: str
+    engine: str
+    waiting: int = 0
+    """Inference requests that have begun and are not answered."""
+    loaded: bool = True
+    """False: its memory is lent to others until the next request."""
+
+    @property
+    def name(self) -> Labels:
+        return {"model": self.model, "version": self.version}
+
+
+@dataclass(frozen=True)
 class Process:
     """What the serving process knows of itself beside its counters."""
 
     restarts: int
     rss_mib: float
-    waiting: int = 0
-    """Inference requests that are neither running nor answered."""
     connections: int = 0
     memory_budget_mib: float = 0.0
 
@@ -44,22 +60,22 @@ class Family:
 
 def text(
     counters: Iterable[Counters],
-    serving: Labels,
+    serving: Sequence[Serving],
     process: Process,
     board: Board,
 ) -> bytes:
-    """`serving`: labels of the release that answers now; empty when none does."""
+    """`serving`: what answers now, the device's release first."""
     known = list(counters)
     families = [
         *_catalogue(known, serving, process),
-        *_detail(known, process),
-        *_triton(known, serving, process),
+        *_detail(known, serving, process),
+        *_triton(known, serving),
     ]
     families += _board(board)
     return ("\n".join(line for family in families for line in _lines(family)) + "\n").encode()
 
 
-def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> Iterator[Family]:
+def _catalogue(counters: list[Counters], serving: Sequence[Serving], process: Process) -> Iterator[Family]:
     """The metrics that telemetry carries as well; catalogue.METRICS says what they mean. Drift is shown of
     the release that answers now: of another one it would stay what it was."""
     inputs, outputs = _shifts(counters, serving)
@@ -73,7 +89,9 @@ def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> I
         ],
         "edgekit_serving_restarts_total": [("", {}, process.restarts)],
         "edgekit_rss_mib": [("", {}, round(process.rss_mib, 1))],
-        "edgekit_release_info": [("", serving, 1)] if serving else [],
+        "edgekit_release_info": [
+            ("", {**one.name, "variant": one.variant, "engine": one.engine}, 1) for one in serving
+        ],
         "edgekit_drift_samples_total": [("", _of(c), c.sketch.rows) for c in counters if c.sketch],
         "edgekit_input_drift_psi": [("", labels, one.psi) for labels, one in inputs],
         "edgekit_output_drift_psi": [("", labels, one.psi) for labels, one in outputs],
@@ -86,16 +104,17 @@ def _catalogue(counters: list[Counters], serving: Labels, process: Process) -> I
     )  # fmt: skip
 
 
-def _shifts(counters: list[Counters], serving: Labels) -> tuple[list[Shifted], list[Shifted]]:
+def _shifts(counters: list[Counters], serving: Sequence[Serving]) -> tuple[list[Shifted], list[Shifted]]:
     """Of inputs and outputs, with their labels."""
-    now = [c for c in counters if c.sketch and _of(c).items() <= serving.items()]
+    names = [one.name for one in serving]
+    now = [c for c in counters if c.sketch and _of(c) in names]
     return (
         [({**_of(c), "input": one.tensor}, one) for c in now if c.sketch for one in c.sketch.inputs()],
         [({**_of(c), "output": one.tensor}, one) for c in now if c.sketch for one in c.sketch.outputs()],
     )
 
 
-def _detail(counters: list[Counters], process: Process) -> Iterator[Family]:
+def _detail(counters: list[Counters], serving: Sequence[Serving], process: Process) -> Iterator[Family]:
     yield Family(
         "edgekit_protocol_latency_ms", "histogram", "Time from request read to answer ready, of successes",
         [sample for c in counters for name, histogram in c.protocols.items()
@@ -114,6 +133,10 @@ def _detail(counters: list[Counters], process: Process) -> Iterator[Family]:
         [("", {**_of(c), "kind": kind}, n) for c in counters for kind, n in sorted(c.failures.items())],
     )  # fmt: skip
     yield Family("edgekit_connections", "gauge", "Open connections", [("", {}, process.connections)])
+    yield Family(
+        "edgekit_model_loaded", "gauge", "1: the model is in memory; 0: others have its share of it",
+        [("", one.name, int(one.loaded)) for one in serving],
+    )  # fmt: skip
     if process.memory_budget_mib:
         value = process.memory_budget_mib
         yield Family("edgekit_memory_budget_mib", "gauge", "Most memory serving may have", [("", {}, value)])
@@ -139,7 +162,7 @@ _TRITON: tuple[tuple[str, str, Callable[[Counters], int]], ...] = (
 )  # fmt: skip
 
 
-def _triton(counters: list[Counters], serving: Labels, process: Process) -> Iterator[Family]:
+def _triton(counters: list[Counters], serving: Sequence[Serving]) -> Iterator[Family]:
     named = [c for c in counters if c.name]
     for name, what, value in _TRITON:
         yield Family(f"nv_inference_{name}", "counter", what, [("", _of(c), value(c)) for c in named])
@@ -147,10 +170,9 @@ def _triton(counters: list[Counters], serving: Labels, process: Process) -> Iter
         "nv_inference_request_failure", "counter", "Number of failed inference requests, all batch sizes",
         [("", {**_of(c), "reason": reason}, n) for c in named for reason, n in _reasons(c).items()],
     )  # fmt: skip
-    labels = {key: serving[key] for key in ("model", "version") if key in serving}
     yield Family(
         "nv_inference_pending_request_count", "gauge", "Instantaneous number of pending requests per-model",
-        [("", labels, process.waiting)] if labels else [],
+        [("", one.name, one.waiting) for one in serving],
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     root = Parser(
-        prog="edgekit-agent", description="Serves models on a device: from a fleet, or one bundle alone."
+        prog="edgekit-agent", description="Serves models on a device: from a fleet, or bundles alone."
     )
     root.add_argument("--config", type=Path, metavar="FILE", help="run under a fleet with this agent.toml")
     root.add_argument("--verbose", action="store_true", help="log more")
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.set_defaults(run=_run)
     commands = root.add_subparsers(metavar="COMMAND")
-    _serve_command(commands.add_parser("serve", help="serve one bundle, without a fleet"))
+    _serve_command(commands.add_parser("serve", help="serve bundles, without a fleet"))
     _enroll_command(commands.add_parser("enroll", help="join a fleet: make keys, get a certificate"))
     token_commands.add(commands.add_parser("token", help="who may ask this agent over the network"))
     status = commands.add_parser("status", help="what the journal says, as JSON")
@@ -93,7 +94,10 @@ def _unit_command(command: argparse.ArgumentParser) -> None:
 
 
 def _serve_command(command: argparse.ArgumentParser) -> None:
-    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .edgekit file")
+    command.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE",
+        help="an .edgekit file; of several each answers under its own name",
+    )  # fmt: skip
     command.add_argument(
         "--key",
         type=Path,
@@ -105,6 +109,11 @@ def _serve_command(command: argparse.ArgumentParser) -> None:
         help="public key of a trusted builder; may be repeated (default: the key ring's builder.pub)",
     )  # fmt: skip
     command.add_argument("--profile", default="auto", help="device profile (default: auto)")
+    command.add_argument(
+        "--memory-mib", type=float, default=0.0, metavar="N",
+        help="most memory for serving (default: what the bundles declare, together); of several models the"
+        " one that nobody has asked for longest leaves it first",
+    )  # fmt: skip
     _emulated_option(command)
     _listen_options(command)
     command.set_defaults(run=_serve)
@@ -222,16 +231,22 @@ def _serve(args: argparse.Namespace) -> int:
     host.keep_private()
     with _signals() as stop:
         serve(
-            args.bundle,
+            args.bundles,
             key=args.key,
             trust=args.trust,
             profile=args.profile,
             emulated=args.emulated,
-            section=_serve_section(args),
+            section=dataclasses.replace(_serve_section(args), memory_mib=_memory_mib(args.memory_mib)),
             log_section=_log(args, config.LogSection()),
             until=stop,
         )
     return 0
+
+
+def _memory_mib(given: float) -> float:
+    if not 0 <= given < math.inf:
+        raise InputError(f"--memory-mib {given:g}: not a size", "give MiB, or 0 for what the bundles declare")
+    return given
 
 
 def _enroll(args: argparse.Namespace) -> int:

@@ -57,6 +57,10 @@ class Load:
     """Times that serving came back, for edgekit_serving_restarts_total."""
     reference: Reference | None = None
     """What requests are held against; see serve/sketch.py."""
+    slot: int = 0
+    """0: the device's release. Others stand beside it, each in a slot of its own; they are loaded first."""
+    lazy: bool = False
+    """Beside the device's release only: load it when the first request comes. It has to be `proven`."""
 
     @property
     def release(self) -> str:

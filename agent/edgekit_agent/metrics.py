@@ -165,12 +165,12 @@ class Ledger:
         self.nobody = Counters()
         self._releases: dict[str, Counters] = {}
 
-    def open(self, name: str, version: str) -> Counters:
-        """The counters of a release, continued when it was served before."""
+    def open(self, name: str, version: str, beside: int = 0) -> Counters:
+        """The counters of a release, continued when it was served before. `beside`: others served."""
         counters = Counters(name, version)
         counters = self._releases.pop(counters.release, counters)
         self._releases[counters.release] = counters
-        while len(self._releases) > KEPT_RELEASES:
+        while len(self._releases) > KEPT_RELEASES + beside:
             del self._releases[next(iter(self._releases))]
         return counters
 

@@ -6,7 +6,6 @@ import base64
 import binascii
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +25,6 @@ from edgekit_agent.device import Device
 from edgekit_agent.messages import Load, Pacing
 
 log = logging.getLogger(__name__)
-COPIES, SPARE_MIB = 3.0, 32.0
-"""Memory of a loaded model per byte of its files (a network of 16.9 MB added 48.8 MiB to an onnxruntime
-process), and room for a run."""
 MAX_VARIANTS = 3
 """Variants that are tried when the first one answers wrongly on this device."""
 
@@ -67,8 +63,7 @@ class Prepared:
     @property
     def needs_mib(self) -> float:
         """About what loading it takes beside what is served already, in MiB."""
-        size = sum(os.fstat(one).st_size for one in self.files.values())
-        return COPIES * size / (1 << 20) + SPARE_MIB
+        return memfd.forecast_mib(self.files.values())
 
     def message(
         self,
@@ -80,6 +75,8 @@ class Prepared:
         announce_s: float = 0.0,
         memory_mib: float = 0.0,
         restarts: int = 0,
+        slot: int = 0,
+        lazy: bool = False,
     ) -> tuple[Load, list[int]]:
         """The order to serve it, and the descriptors that travel with it."""
         here = _host()
@@ -99,6 +96,8 @@ class Prepared:
             memory_mib=memory_mib,
             restarts=restarts,
             reference=self.entry.certificate.reference,
+            slot=slot,
+            lazy=lazy,
         )
         return load, [*self.files.values(), *self.golden_files.values()]
 

@@ -6,7 +6,7 @@ import http.client
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -139,7 +139,8 @@ def figures(before: Reading, now: Reading) -> Figures:
     """What happened between two readings; a process that was started again meanwhile counts from zero."""
     if now.total("edgekit_requests_total") < before.total("edgekit_requests_total"):
         before = Reading(before.at, {})
-    info = dict(next(iter(now.of("edgekit_release_info")), frozenset()))
+    served = [dict(labels) for labels in now.of("edgekit_release_info")]
+    info = served[0] if served else {}
     seconds = max(1e-6, now.at - before.at)
     busy_s = now.total("edgekit_board_cpu_seconds_total") - before.total("edgekit_board_cpu_seconds_total")
     cores = now.total("edgekit_board_cpu_cores")
@@ -151,7 +152,7 @@ def figures(before: Reading, now: Reading) -> Figures:
         release=f"{info['model']}:{info['version']}" if "model" in info else "",
         variant=info.get("variant", ""),
         engine=info.get("engine", ""),
-        models=tuple(_model(dict(labels), before, now, info) for labels in now.of("edgekit_requests_total")),
+        models=tuple(_models(before, now, served)),
         waiting=int(now.total("nv_inference_pending_request_count")),
         connections=int(now.total("edgekit_connections")),
         restarts=int(now.total("edgekit_serving_restarts_total")),
@@ -169,7 +170,18 @@ def figures(before: Reading, now: Reading) -> Figures:
     )
 
 
-def _model(labels: dict[str, str], before: Reading, now: Reading, info: Mapping[str, str]) -> ModelFigures:
+def _models(before: Reading, now: Reading, served: Sequence[Mapping[str, str]]) -> Iterator[ModelFigures]:
+    """What is served first, in its order."""
+    known = [dict(labels) for labels in now.of("edgekit_requests_total")]
+    first = [one for info in served for one in known if one.items() <= info.items()]
+    for labels in first:
+        yield _model(labels, before, now, serving=True)
+    for labels in known:
+        if labels not in first:
+            yield _model(labels, before, now, serving=False)
+
+
+def _model(labels: dict[str, str], before: Reading, now: Reading, *, serving: bool) -> ModelFigures:
     seconds = max(1e-6, now.at - before.at)
 
     def grown(name: str) -> float:
@@ -185,7 +197,7 @@ def _model(labels: dict[str, str], before: Reading, now: Reading, info: Mapping[
     return ModelFigures(
         model=labels.get("model", ""),
         version=labels.get("version", ""),
-        serving=labels.items() <= info.items() and bool(info),
+        serving=serving,
         requests=int(now.total("edgekit_requests_total", **labels)),
         failures={dict(have)["kind"]: int(now.of("edgekit_failures_total")[have]) for have in kinds},
         latency=_latency("edgekit_latency_ms", labels, before, now),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from edgekit.errors import EdgekitError, SystemFault
@@ -21,7 +21,7 @@ from edgekit_agent.guard import Guard, Verdict
 from edgekit_agent.ipc import Closed
 from edgekit_agent.launch import Serving
 from edgekit_agent.listeners import Listeners, bind
-from edgekit_agent.messages import Loaded, Pacing, Stats, Unload, Unloaded
+from edgekit_agent.messages import Load, Loaded, Pacing, Stats, Unload, Unloaded
 from edgekit_agent.prepare import Prepared
 from edgekit_agent.prove import error_of
 from edgekit_agent.serve.limits import Limits
@@ -57,6 +57,12 @@ class Supervisor:
         self._guard: Guard | None = None
         self._spare = Spare(lambda: self._start(wait_for_load=True), serve.spare)
         self._release: Prepared | None = None
+        self._beside: tuple[Prepared, ...] = ()
+        """Served under their own names, for as long as this supervisor lives."""
+        self._paces: dict[str, Pacing] = {}
+        """Of those, by release: what serving said when it loaded them first."""
+        self._furnished: Serving | None = None
+        """The process that has them."""
         self._proven: Pacing | None = None
         """Of the release, by the process that proved it; None: not proven yet."""
         self._up = False
@@ -129,13 +135,20 @@ class Supervisor:
                 thread.join()
             if self._listeners is not None:
                 self._listeners.close()
-            if self._release is not None:
-                self._release.close()
-                self._release = None
+            for release in (self._release, *self._beside):
+                if release is not None:
+                    release.close()
+            self._release, self._beside = None, ()
         if self._thread.ident is not None:
             self._thread.join(5)
 
     # -- what is served ------------------------------------------------------------------------
+
+    def keep_beside(self, releases: Sequence[Prepared]) -> None:
+        """Serve these too, from the next `swap` on; they share process and memory with the release, and are
+        closed with the supervisor."""
+        with self._loading:
+            self._beside = tuple(releases)
 
     def swap(self, release: Prepared, timeout_s: float) -> Loaded:
         """Serve `release` from now on; no request fails, unless memory is short: then requests get 503 while
@@ -195,17 +208,31 @@ class Supervisor:
         *,
         replace: bool = False,
     ) -> Loaded:
-        """One order to `serving`. Raises its error, or SystemFault."""
+        """Order `serving` to load `release`. Raises its error, or SystemFault."""
+        self._furnish(serving, release, timeout_s)
         message, descriptors = release.message(
             serving.client.next_id(), replace=replace,
             proven=self._proven if release is self._release else None,
             announce_s=self._serve.announce_s,
             memory_mib=self._budget_mib(release), restarts=self._restarts,
         )  # fmt: skip
-        answer = serving.load(message, descriptors, timeout_s=timeout_s)
-        if not answer.ok:
-            raise error_of(answer)
-        return answer
+        return _sent(serving, message, descriptors, timeout_s)
+
+    def _furnish(self, serving: Serving, release: Prepared, timeout_s: float) -> None:
+        """What stands beside the release comes first, for with that the process begins to listen. After a
+        crash it is only named: the release answers at once, and the others load when they are asked."""
+        if self._furnished is serving:
+            return
+        for slot, one in enumerate(self._beside, 1):
+            proven = self._paces.get(one.release)
+            message, descriptors = one.message(
+                serving.client.next_id(), slot=slot, proven=proven, lazy=proven is not None,
+                memory_mib=self._budget_mib(release), restarts=self._restarts,
+            )  # fmt: skip
+            answer = _sent(serving, message, descriptors, timeout_s)
+            if answer.pacing is not None:
+                self._paces[one.release] = answer.pacing
+        self._furnished = serving
 
     def _serves(self, release: Prepared, answer: Loaded) -> None:
         self._release, self._proven, self._up = release, answer.pacing, True
@@ -235,7 +262,9 @@ class Supervisor:
         return self._serve.swap == "replace" or board.available_mib() < release.needs_mib
 
     def _budget_mib(self, release: Prepared) -> float:
-        return self._serve.memory_mib or release.entry.config.memory_budget_mib
+        """For all that is served; 0: one of them declares none."""
+        declared = [one.entry.config.memory_budget_mib for one in (release, *self._beside)]
+        return self._serve.memory_mib or (sum(declared) if all(declared) else 0.0)
 
     # -- the process ---------------------------------------------------------------------------
 
@@ -373,3 +402,11 @@ class Supervisor:
             self._revive(verdict.reason)
         else:
             self._revive(verdict.reason)
+
+
+def _sent(serving: Serving, message: Load, descriptors: Sequence[int], timeout_s: float) -> Loaded:
+    """The answer to a Load that worked. Raises the error that it reports."""
+    answer = serving.load(message, descriptors, timeout_s=timeout_s)
+    if not answer.ok:
+        raise error_of(answer)
+    return answer

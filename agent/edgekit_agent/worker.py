@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
+import os
 import signal
 import socket
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgekit.errors import ConfigError, EdgekitError
@@ -29,6 +32,7 @@ from edgekit_agent.messages import (
     Load,
     Loaded,
     Message,
+    Pacing,
     Ping,
     Pong,
     Shutdown,
@@ -46,6 +50,7 @@ from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Gate, Model
 from edgekit_agent.serve.protocols import ALL
 from edgekit_agent.serve.quiet import Quiet
+from edgekit_agent.serve.resident import Memory, Resident
 from edgekit_agent.serve.router import Router
 from edgekit_agent.serve.safety import Safety
 from edgekit_agent.serve.server import PARSERS, Server
@@ -83,6 +88,8 @@ class Worker:
         self.server = server
         self.watch = watch
         self.first_load = asyncio.Event()
+        """Of the device's release; what stands beside it comes before."""
+        self.memory = Memory()
         self._begin = time.monotonic()
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,8 +110,11 @@ class Worker:
         quiet = Quiet(time.monotonic())
         while True:
             await asyncio.sleep(_LOOK_S)
-            if quiet.look(time.monotonic(), self._answered()) and not self.core.in_flight:
+            now, connections = time.monotonic(), self.server.connections
+            if quiet.look(now, self._answered(), connections) and not self.core.in_flight:
                 await asyncio.to_thread(process.give_back_memory)
+            if len(self.core.models) > 1:
+                await asyncio.to_thread(self.memory.make_room)
 
     def _answered(self) -> int:
         return sum(counters.requests for counters in self.core.ledger)
@@ -119,7 +129,8 @@ class Worker:
             match message:
                 case Load():
                     await self.channel.send(await self._load(message, fds))
-                    self.first_load.set()
+                    if not message.slot:
+                        self.first_load.set()
                 case Warm():
                     ok = await asyncio.to_thread(engine.warm, message.engine)
                     await self.channel.send(Warmed(message.id, ok))
@@ -153,8 +164,8 @@ class Worker:
                     self.core.swap(None)
                     await self.core.retired()
                 process.limit_growth(math.inf)  # two releases live side by side for a moment
-                most = self.core.limits.max_joined
-                proven = await asyncio.to_thread(engine.load, message, fds, most=most)
+                self.memory.budget_mib = message.memory_mib
+                made, proven = await self._make(message, fds)
             except EdgekitError as exc:
                 await asyncio.to_thread(process.give_back_memory)
                 self._bound_memory()
@@ -162,27 +173,56 @@ class Worker:
             finally:
                 self.core.leaving = False
                 memfd.close_all(fds)
-            width = self.core.limits.concurrency if proven.session.thread_safe else 1
-            counters = self.core.ledger.open(message.name, message.version)
-            counters.sketch = sketch(message.reference, message.config, counters.sketch)
-            self.core.swap(
-                Model(
-                    message.name,
-                    message.version,
-                    message.config,
-                    self.watch.over(proven.session, proven.pace.run_ms),
-                    proven.pace,
-                    Gate(width),
-                    counters,
-                    proven.processor,
-                )
-            )
-            if proven.trials is not None and self.core.model is not None:
-                self.core.model.lane.measure(proven.trials, self._settled)
+            self.core.swap(made, message.slot)
+            if proven is not None and proven.trials is not None:
+                made.lane.measure(proven.trials, self._settled)
             self.core.memory_budget_mib = message.memory_mib
-            answer = engine.success(message, proven)
+            answer = engine.success(message, proven) if proven else engine.put_off(message)
         self._later(self._bound_when_alone())
         return answer
+
+    async def _make(self, message: Load, fds: list[int]) -> tuple[Model, engine.Proven | None]:
+        """What is to be served, and what was proven of it; None: it is loaded later. Raises EdgekitError."""
+        core, beside = self.core, self.core.beside(message.slot)
+        shared = bool(message.slot or beside)
+        if shared and not message.lazy:
+            await asyncio.to_thread(self.memory.make_room, memfd.forecast_mib(fds))
+        session: Session | None = None
+        proven = None
+        before_mib, needs_mib = process.rss_mib(), memfd.forecast_mib(fds)
+        if message.lazy and message.proven is not None:
+            pace = engine.pace_of(message.proven)
+            pipeline = await asyncio.to_thread(engine.pipeline, message, fds)
+        else:
+            proven = await asyncio.to_thread(engine.load, message, fds, most=core.limits.max_joined)
+            pace, pipeline = proven.pace, proven.processor
+            session = self.watch.over(proven.session, pace.run_ms)
+            needs_mib = max(1.0, process.rss_mib() - before_mib)
+        resident = self._resident(message, fds, session, pace, needs_mib) if shared else None
+        serves = resident or session
+        assert serves is not None  # noqa: S101 - only what is shared is loaded later
+        counters = core.ledger.open(message.name, message.version, beside)
+        counters.sketch = sketch(message.reference, message.config, counters.sketch)
+        gate = Gate(core.limits.concurrency if serves.thread_safe else 1)
+        made = Model(
+            message.name, message.version, message.config, serves, pace, gate, counters,
+            resident=resident, processor=pipeline,
+        )  # fmt: skip
+        return made, proven
+
+    def _resident(
+        self, message: Load, fds: list[int], session: Session | None, pace: Pace, needs_mib: float
+    ) -> Resident:
+        """A model that shares the memory with others, and can be loaded again for as long as it is served."""
+        told = Pacing(pace.run_ms, pace.batch, pace.batch_ms)
+        again = dataclasses.replace(message, proven=told)
+        kept = [os.dup(fd) for fd in fds]
+
+        def load() -> Session:
+            return self.watch.over(engine.load(again, kept).session, pace.run_ms)
+
+        forget = partial(memfd.close_all, kept)
+        return Resident(self.memory, message.release, load, needs_mib, session, forget)
 
     async def _bound_when_alone(self) -> None:
         """Bound the memory once the release before is gone: its own no longer counts then."""

@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -49,27 +49,30 @@ class Started:
         return self.serving.is_running() and self.serving.status() != psutil.STATUS_ZOMBIE
 
 
-def write_bundle(folder: Path, found: Candidate, keys: Keys) -> Path:
+def write_bundle(folder: Path, found: Candidate, keys: Keys, file: str = "release.edgekit") -> Path:
     """The candidate as a signed, encrypted bundle."""
     one = make_variant(
         found.load.config, files=dict(found.files), golden=found.load.golden, golden_files=dict(found.golden),
         reference=found.load.reference,
     )  # fmt: skip
-    path = folder / "release.edgekit"
+    path = folder / file
     info = ReleaseInfo(found.load.name, found.load.version)
     bundle.write(path, info, [one], signer=keys.signer, recipients=[keys.recipient.public()], encrypt=True)
     return path
 
 
 @contextlib.contextmanager
-def started(folder: Path, found: Candidate, *more: str) -> Iterator[Started]:
-    """An agent that serves `found`; ended at the end, where its exit status must be 0. `more`: options."""
+def started(
+    folder: Path, found: Candidate, *more: str, beside: Sequence[Candidate] = ()
+) -> Iterator[Started]:
+    """An agent that serves `found`; ended at the end, where its exit status must be 0. `more`: options.
+    `beside`: served by the same agent, of other names."""
     keys = Keys()
-    path = write_bundle(folder, found, keys)
+    paths = [write_bundle(folder, one, keys, f"{one.load.name}.edgekit") for one in (found, *beside)]
     keys.recipient.save(folder / "recipient.pem")
     (folder / "builder.pub").write_bytes(keys.signer.public().to_pem())
     unix, log = folder / "agent.sock", folder / "log"
-    words: list[str | Path] = [AGENT, "serve", path, "--key", folder / "recipient.pem"]
+    words: list[str | Path] = [AGENT, "serve", *paths, "--key", folder / "recipient.pem"]
     words += ["--trust", folder / "builder.pub", "--profile", "generic-cpu", "--emulated"]
     words += ["--port", "0", "--unix", unix, *more]
     with log.open("wb") as file:

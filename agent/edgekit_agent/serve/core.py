@@ -1,5 +1,7 @@
 """Between protocols and models: which release answers, on which thread, and how a release is swapped.
 
+One release is the device's. Others may stand beside it, each under its own name.
+
 Lives on the event loop and knows no protocol: `infer` takes a `Codec` and a function that gets the answer,
 now or later, exactly once.
 """
@@ -30,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Core:
-    """One served release. Everything but the engine's runs happens on the event loop."""
+    """What is served. Everything but the engine's runs happens on the event loop."""
 
     def __init__(self, limits: Limits, *, version: str = "", restarts: int = 0) -> None:
         """`version`: of the agent; empty: as it is installed."""
@@ -48,6 +50,10 @@ class Core:
         self.regions = Regions()
         """Shared memory that clients have registered."""
         self.model: Model | None = None
+        """The device's release."""
+        self.models: dict[str, Model] = {}
+        """All that is served, by name; the device's release first."""
+        self._slots: dict[int, Model] = {}
         self.in_flight = 0
         self._loop = asyncio.get_running_loop()
         self.turns = Turns()
@@ -68,32 +74,43 @@ class Core:
 
     # --- releases
 
-    def swap(self, model: Model | None) -> None:
-        """Serve `model` from the next request on; the old one answers what it has begun, then closes."""
-        old, self.model = self.model, model
+    def swap(self, model: Model | None, slot: int = 0) -> None:
+        """Serve `model` in this slot from the next request on; the old one answers what it has begun, then
+        closes. Of two with one name the one in the lower slot answers."""
+        old = self._slots.pop(slot, None)
+        if model is not None:
+            self._slots[slot] = model
+        self.model = self._slots.get(0)
+        self.models = {}
+        for _, one in sorted(self._slots.items()):
+            self.models.setdefault(one.name, one)
         if old is not None:
             old.retire(lambda: self._retired(old))
         if model is not None:
             model.lane = Lane(model, self.limits, self._finish, self.turns)
             self._in_use.add(model)
 
+    def beside(self, slot: int) -> int:
+        """How many models are served in other slots."""
+        return len(self._slots.keys() - {slot})
+
     async def retired(self) -> None:
-        """Wait until every model but the current one is closed."""
-        while self._closing or len(self._in_use) > (self.model is not None):
+        """Wait until every model that is not served any more is closed."""
+        while self._closing or len(self._in_use) > len(self._slots):
             await asyncio.sleep(0.005)
 
     @property
     def waiting(self) -> int:
-        """Requests of the current release that wait for the engine."""
-        return self.model.lane.waiting if self.model else 0
+        """Requests that wait for an engine."""
+        return sum([model.lane.waiting for model in self.models.values()])
 
     def least_ahead(self) -> int:
         """Requests that should be at hand, for the engine to have enough to do."""
-        return 2 * self.model.lane.batch if self.model is not None else 2
+        return 2 * max([model.lane.batch for model in self.models.values()], default=1)
 
     def oldest_run_s(self) -> float:
         """Age of the longest running inference, of any release; 0 when none runs."""
-        return max((model.gate.oldest_run_s() for model in self._in_use), default=0.0)
+        return max((model.oldest_run_s() for model in self._in_use), default=0.0)
 
     @property
     def ready(self) -> bool:
@@ -110,16 +127,18 @@ class Core:
         for model in list(self._in_use):
             model.lane.abandon()
 
-    def current(self) -> Model:
-        """What is served now. Raises NotServed (503)."""
-        if self.model is None:
+    def served(self) -> list[Model]:
+        """All of them. Raises NotServed (503) where there is none."""
+        if not self.models:
             raise NotServed(503, _NOTHING)
-        return self.model
+        return [*self.models.values()]
 
     def find(self, name: str, version: str = "") -> Model:
         """The model `name`; an empty `version` stands for whichever is served. Raises NotServed."""
-        model = self.current()
-        if name != model.name:
+        model = self.models.get(name)
+        if model is None:
+            if not self.models:
+                raise NotServed(503, _NOTHING)
             raise NotServed(404, f"Request for unknown model: '{name}' is not found")
         if version not in ("", model.version):
             raise NotServed(404, f"Request for unknown model: '{name}' version {version} is not found")
@@ -127,19 +146,20 @@ class Core:
 
     def exposition(self, board: Board) -> bytes:
         """Metrics as Prometheus text."""
-        serving = {}
-        if self.model is not None:
-            config = self.model.config
-            serving = {
-                "model": self.model.name,
-                "version": self.model.version,
-                "variant": config.variant,
-                "engine": config.engine.name,
-            }
+        serving = [
+            exposition.Serving(
+                model.name,
+                model.version,
+                model.config.variant,
+                model.config.engine.name,
+                waiting=model.users,
+                loaded=model.resident is None or model.resident.loaded,
+            )
+            for model in self.models.values()
+        ]
         now = exposition.Process(
             restarts=self.restarts,
             rss_mib=process.rss_mib(),
-            waiting=self.in_flight,
             connections=self.connections(),
             memory_budget_mib=self.memory_budget_mib,
         )

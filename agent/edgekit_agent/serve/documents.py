@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgekit.bundle.model import Affine, TensorSpec, VariantConfig
@@ -99,49 +99,49 @@ def configuration(name: str, version: str, config: VariantConfig, max_batch: int
 
 
 def index(
-    served: tuple[str, str] | None, before: Iterable[tuple[str, str]], *, ready: bool = False
+    served: Sequence[tuple[str, str]], before: Iterable[tuple[str, str]], *, ready: bool = False
 ) -> list[dict[str, str]]:
     """Triton's repository index. `served`, `before`: (name, version) of releases; `ready`: `served` only."""
-    entries = [{"name": served[0], "version": served[1], "state": "READY"}] if served else []
+    entries = [{"name": name, "version": version, "state": "READY"} for name, version in served]
     for name, version in () if ready else before:
-        if (name, version) != served:
+        if (name, version) not in served:
             entries.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"})
     return entries
 
 
-def statistics(counters: Counters) -> dict[str, Any]:
+def statistics(counted: Iterable[Counters]) -> dict[str, Any]:
     """Triton's statistics extension: counts and nanoseconds since the serving process started."""
+    return {"model_stats": [_statistics(counters) for counters in counted]}
+
+
+def _statistics(counters: Counters) -> dict[str, Any]:
     return {
-        "model_stats": [
+        "name": counters.name,
+        "version": counters.version,
+        "last_inference": counters.last_ms,
+        "inference_count": counters.inferences,
+        "execution_count": sum(runs.infer.count for runs in counters.runs.values()),
+        "inference_stats": {
+            "success": _timing(counters.success),
+            "fail": _timing(counters.fail),
+            "queue": _timing(counters.queue),
+            "compute_input": _timing(counters.compute_input),
+            "compute_infer": _timing(counters.compute_infer),
+            "compute_output": _timing(counters.compute_output),
+            "cache_hit": _timing(Timing()),
+            "cache_miss": _timing(Timing()),
+        },
+        "response_stats": {},
+        "batch_stats": [
             {
-                "name": counters.name,
-                "version": counters.version,
-                "last_inference": counters.last_ms,
-                "inference_count": counters.inferences,
-                "execution_count": sum(runs.infer.count for runs in counters.runs.values()),
-                "inference_stats": {
-                    "success": _timing(counters.success),
-                    "fail": _timing(counters.fail),
-                    "queue": _timing(counters.queue),
-                    "compute_input": _timing(counters.compute_input),
-                    "compute_infer": _timing(counters.compute_infer),
-                    "compute_output": _timing(counters.compute_output),
-                    "cache_hit": _timing(Timing()),
-                    "cache_miss": _timing(Timing()),
-                },
-                "response_stats": {},
-                "batch_stats": [
-                    {
-                        "batch_size": size,
-                        "compute_input": _timing(runs.input),
-                        "compute_infer": _timing(runs.infer),
-                        "compute_output": _timing(runs.output),
-                    }
-                    for size, runs in sorted(counters.runs.items())
-                ],
-                "memory_usage": [],
+                "batch_size": size,
+                "compute_input": _timing(runs.input),
+                "compute_infer": _timing(runs.infer),
+                "compute_output": _timing(runs.output),
             }
-        ]
+            for size, runs in sorted(counters.runs.items())
+        ],
+        "memory_usage": [],
     }
 
 

@@ -64,7 +64,7 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         session = runtime.load(engine_files(request.config, files), request.config.options)
         again = request.proven is not None
         report = check(session, *(_first(request.golden, golden) if again else (request.golden, golden)))
-        processor = _processor(request.config, files)
+        made = processor(request.config, files)
         pace, known = _pace(request, report.run_ms, runtime.version())
         wanted = None
         joins = most > 1 and joinable(request.config.inputs, request.config.outputs)
@@ -81,10 +81,11 @@ def load(request: Load, fds: Sequence[int], *, most: int = 1) -> Proven:
         if isinstance(exc, EdgekitError):
             raise
         raise EngineError(f"{request.config.engine.name}: {type(exc).__name__}: {exc}") from exc
-    return Proven(session, report, pace, load_ms, measured, processor, wanted)
+    return Proven(session, report, pace, load_ms, measured, made, wanted)
 
 
-def _processor(config: VariantConfig, files: Files) -> Processor | None:
+def processor(config: VariantConfig, files: Files) -> Processor | None:
+    """The variant's pipeline, where it has one."""
     if config.pipeline is None:
         return None
     from edgekit.runtimes._pipeline import Processor  # most variants need none of it
@@ -97,11 +98,20 @@ def _pace(request: Load, run_ms: float, version: str) -> tuple[Pace, bool]:
     whether it is all there is to know."""
     before, told = request.proven, request.advice
     if before is not None:
-        return Pace(before.run_ms, before.batch, before.batch_ms), before.settled
+        return pace_of(before), before.settled
     fits = told is not None and told.engine_version == version
     if told is not None and fits and told.run_ms / _BELIEVED <= run_ms <= told.run_ms * _BELIEVED:
         return Pace(told.run_ms, told.batch, told.batch_ms), True
     return Pace(run_ms), False
+
+
+def pace_of(told: Pacing) -> Pace:
+    return Pace(told.run_ms, told.batch, told.batch_ms)
+
+
+def pipeline(request: Load, fds: Sequence[int]) -> Processor | None:
+    """The variant's pipeline alone, of a model that is loaded later. Raises EdgekitError."""
+    return processor(request.config, dict(zip(request.files, map(memfd.read, fds), strict=False)))
 
 
 def warm(name: str) -> bool:
@@ -141,6 +151,12 @@ def success(request: Load, proven: Proven) -> Loaded:
         rss_mib=process.rss_mib(),
         measured=proven.measured,
     )
+
+
+def put_off(request: Load) -> Loaded:
+    """The answer to a Load that the first request carries out."""
+    run_ms = request.proven.run_ms if request.proven is not None else 0.0
+    return Loaded(request.id, True, run_ms=run_ms, pacing=request.proven, rss_mib=process.rss_mib())
 
 
 def failure(request: Load, exc: EdgekitError) -> Loaded:

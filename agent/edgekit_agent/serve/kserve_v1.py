@@ -22,8 +22,7 @@ class Protocol:
         match parts:
             case ["v1", "models"] | ["v1", "models", ""]:
                 if http.allowed(b"GET", request, respond):
-                    model = self._core.model
-                    respond(ok({"models": [model.name] if model else []}))
+                    respond(ok({"models": [*self._core.models]}))
                 return True
             case ["v1", "models", last]:
                 to = tfs_http.target([last])

@@ -63,6 +63,7 @@ class Lane:
         """`finish` gets each job with its outcome, once, on the loop."""
         self._turns = turns
         self._model = model
+        self._resident = model.resident
         self._limits = limits
         self._finish = finish
         self._batch = min(model.pace.batch, limits.max_joined)
@@ -146,10 +147,16 @@ class Lane:
             if not jobs:
                 return
             # Short runs are cheaper without a thread, but never two at once.
-            if self._runs == 0 and self._inline.allows(self._model.pace.estimate_ms(samples), len(jobs)):
+            if (
+                self._runs == 0
+                and self._inline.allows(self._model.pace.estimate_ms(samples), len(jobs))
+                and (self._resident is None or self._resident.pin())
+            ):
                 begun = self._inline.begin()
                 run = self._run(jobs)
                 self._inline.blocked(run.ms, begun)
+                if self._resident is not None:
+                    self._resident.unpin()
                 self._answer(jobs, run, None)
                 if self._heap:
                     self._schedule()

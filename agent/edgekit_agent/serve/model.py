@@ -18,6 +18,7 @@ from edgekit_agent.metrics import Counters
 if TYPE_CHECKING:
     from edgekit.runtimes._pipeline import Processor
     from edgekit_agent.serve.lane import Lane
+    from edgekit_agent.serve.resident import Resident
 
 Job = Callable[[], None]
 
@@ -70,6 +71,8 @@ class Model:
     counters: Counters
     lane: Lane = field(init=False, repr=False)
     """Where its requests wait; given by the core that serves it."""
+    resident: Resident | None = None
+    """`session`, where it may give up its memory for another model."""
     processor: Processor | None = None
     """The variant's pipeline, where it has one: for clients that send files."""
     users: int = 0
@@ -85,6 +88,11 @@ class Model:
     @property
     def release(self) -> str:
         return f"{self.name}:{self.version}"
+
+    def oldest_run_s(self) -> float:
+        """Age of its longest running inference; while it is loaded again, that is not an inference."""
+        loading = self.resident is not None and self.resident.loading
+        return 0.0 if loading else self.gate.oldest_run_s()
 
     def release_user(self) -> None:
         self.users -= 1

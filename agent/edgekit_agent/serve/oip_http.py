@@ -53,7 +53,7 @@ class Protocol:
     def _infer(self, name: str, version: str, request: Request, respond: Respond) -> None:
         if not http.allowed(b"POST", request, respond):
             return
-        if raw.is_raw(request, self._core.model):
+        if raw.is_raw(request, self._core.models.get(name)):
             self._core.infer(
                 name, version, raw.Codec(request), respond,
                 received_ns=request.received_ns, heavy=raw.heavy(request),
@@ -84,7 +84,7 @@ class Protocol:
             case ["health", "ready"]:
                 return lambda: ok({"ready": True}) if self._core.ready else error(503, self._core.not_ready)
             case ["models", "stats"]:
-                return lambda: self._about("stats", self._core.current)
+                return self._all_statistics
             case ["models", name, *rest]:
                 version = ""
                 if rest[:1] == ["versions"] and len(rest) > 1:
@@ -93,6 +93,12 @@ class Protocol:
                 if what in _ABOUT and rest != [""]:
                     return lambda: self._about(what, lambda: self._core.find(name, version))
         return None
+
+    def _all_statistics(self) -> Response:
+        try:
+            return ok(documents.statistics(model.counters for model in self._core.served()))
+        except NotServed as exc:
+            return http.refusal(exc.http_status, exc.message)
 
     def _about(self, what: str, find: Callable[[], Model]) -> Response:
         try:
@@ -104,7 +110,7 @@ class Protocol:
                 return http.refusal(503, self._core.not_ready)
             return ok({"name": model.name, "ready": True})
         if what == "stats":
-            return ok(documents.statistics(model.counters))
+            return ok(documents.statistics([model.counters]))
         if what == "config":
             most = self._core.limits.max_batch
             return ok(documents.configuration(model.name, model.version, model.config, most))
@@ -116,8 +122,7 @@ class Protocol:
             document = http.json_object(http.small(request)) if request.body else {}
         except InputError as exc:
             return http.refusal(exc.http_status, str(exc))
-        model = self._core.model
-        served = (model.name, model.version) if model else None
+        served = [(model.name, model.version) for model in self._core.models.values()]
         before = [(counters.name, counters.version) for counters in self._core.ledger if counters.name]
         return ok(documents.index(served, before, ready=document.get("ready") is True))
 

@@ -103,7 +103,8 @@ def about(core: Core, to: Target) -> Response:
 
 
 def _version(core: Core, to: Target) -> str:
-    return tfs.wanted(to.version, core.model.version) if core.model else to.version
+    model = core.models.get(to.name)
+    return tfs.wanted(to.version, model.version) if model else to.version
 
 
 def _text(to: Target, status: int, text: str) -> str:

@@ -29,6 +29,8 @@ from edgekit_agent.serve.model import Model
 
 _TYPES = {404: "ResourceNotFoundException", 500: "InternalServerException"}
 _READ_ONLY = "models come from the fleet: they are not registered, scaled or removed by clients"
+_PAGE = 100
+"""Models that are listed where a client does not say how many."""
 _FORM, _URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 _UNTOLD = ("", _URLENCODED, "text/plain")
 """Media types that clients send with JSON when nobody told them otherwise."""
@@ -94,7 +96,7 @@ class Protocol:
             respond(self._about(name, version, torchserve_documents.prediction))
         elif request.method in (b"POST", b"PUT"):  # curl -T puts
             codec = Codec(request, self._missing(name, version))
-            model = self._core.model
+            model = self._core.models.get(name)
             heavy = http.heavy(request) or (model is not None and model.processor is not None)
             self._core.infer(name, version, codec, respond, received_ns=request.received_ns, heavy=heavy)
         else:
@@ -109,9 +111,12 @@ class Protocol:
             limit = token = -1
         if limit < 0 or token < 0:
             return error(400, "limit and next_page_token must be numbers")
-        model = self._core.model
-        known = [{"modelName": model.name, "modelUrl": model.release}] if model else []
-        return ok({"models": known[token:]})
+        models = self._core.models.values()
+        known = [{"modelName": model.name, "modelUrl": model.release} for model in models]
+        page: dict[str, Any] = {"models": known[token : token + (limit or _PAGE)]}
+        if token + (limit or _PAGE) < len(known):
+            page = {"nextPageToken": str(token + (limit or _PAGE)), **page}
+        return ok(page)
 
     def _describe(self, name: str, version: str) -> Response:
         def document(model: Model) -> list[dict[str, Any]]:
@@ -131,8 +136,7 @@ class Protocol:
 
     def _missing(self, name: str, version: str) -> tuple[str, str]:
         """TorchServe's exception and words for a 404 of this name and version."""
-        model = self._core.model
-        if model is not None and model.name == name:
+        if name in self._core.models:
             return (
                 "ModelVersionNotFoundException",
                 f"Model version: {version[:80]} does not exist for model: {name}",

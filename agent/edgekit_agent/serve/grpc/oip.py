@@ -88,13 +88,12 @@ class Service:
 
     def _statistics(self, asked: Values) -> Values:
         name = asked.get("name", "")
-        model = self._core.find(name, asked.get("version", "")) if name else self._core.current()
-        return wire.known(m.STATISTICS, documents.statistics(model.counters))
+        found = [self._core.find(name, asked.get("version", ""))] if name else self._core.served()
+        return wire.known(m.STATISTICS, documents.statistics(model.counters for model in found))
 
     def _index(self, asked: Values) -> Values:
         """What is served, and what was since the serving process started."""
-        model = self._core.model
-        served = (model.name, model.version) if model else None
+        served = [(model.name, model.version) for model in self._core.models.values()]
         before = [(counters.name, counters.version) for counters in self._core.ledger if counters.name]
         return {"models": documents.index(served, before, ready=asked.get("ready", False))}
 

@@ -107,7 +107,8 @@ def find(core: Core, spec: Values) -> Model:
 def version(core: Core, spec: Values) -> str:
     """As Core.find wants it. Raises InputError."""
     wanted = asked(spec)
-    return tfs.wanted(wanted, core.model.version) if core.model is not None else wanted
+    model = core.models.get(spec.get("name", ""))
+    return tfs.wanted(wanted, model.version) if model is not None else wanted
 
 
 def _info(spec: TensorSpec) -> Values:

@@ -112,7 +112,7 @@ def test_find_says_what_is_missing() -> None:
             core.find("kws")
         assert caught.value.http_status == 503
         core.swap(model(core))
-        assert core.find("kws", "1") is core.find("kws") is core.current()
+        assert core.find("kws", "1") is core.find("kws") is core.model
         for name, version in (("kws", "2"), ("other", "")):
             with pytest.raises(NotServed, match="not found") as caught:
                 core.find(name, version)

@@ -17,7 +17,8 @@ from edgekit_agent.top import plain
 from tests.support.serving import linear
 
 MODEL = {"model": "kws", "version": "1"}
-SERVING = {**MODEL, "variant": "generic-cpu.onnxruntime.int8", "engine": "onnxruntime"}
+SERVING = exposition.Serving("kws", "1", "generic-cpu.onnxruntime.int8", "onnxruntime", waiting=3)
+RESTS = exposition.Serving("eyes", "7", "generic-cpu.openvino.fp32", "openvino", loaded=False)
 BOARD = Board(
     cores=4, cpu_busy_s=100.0, cpu_share=0.5, memory_bytes=1 << 30, memory_available_bytes=1 << 28,
     disk_bytes=1 << 34, disk_free_bytes=1 << 33, temperatures={"cpu-thermal": 48.3},
@@ -40,8 +41,8 @@ def ledger() -> metrics.Ledger:
 
 
 def text(made: metrics.Ledger, board: Board = BOARD) -> str:
-    process = exposition.Process(2, 61.25, waiting=3, connections=7, memory_budget_mib=256.0)
-    return exposition.text(made, SERVING, process, board).decode()
+    process = exposition.Process(2, 61.25, connections=7, memory_budget_mib=256.0)
+    return exposition.text(made, [SERVING, RESTS], process, board).decode()
 
 
 def reading(made: metrics.Ledger, at: float = 0.0, board: Board = BOARD) -> Reading:
@@ -85,6 +86,21 @@ def test_the_names_that_dashboards_for_triton_ask_for() -> None:
     assert reasons == {"REJECTED": 3, "CANCELED": 0, "BACKEND": 1, "OTHER": 3}
     assert found.total("nv_cpu_utilization") == 0.5
     assert found.total("nv_cpu_memory_used_bytes") == 3 << 28
+
+
+def test_a_model_that_stands_beside_the_release_has_figures_of_its_own() -> None:
+    made = ledger()
+    made.open("eyes", "7").answered(200, 1_000_000, "oip-http")
+    found = reading(made)
+    loaded = {dict(labels)["model"]: value for labels, value in found.of("edgekit_model_loaded").items()}
+    assert loaded == {"kws": 1, "eyes": 0}
+    assert found.total("nv_inference_pending_request_count", model="eyes") == 0
+    assert found.total("edgekit_release_info", model="eyes", engine="openvino") == 1
+    shown = scrape.figures(reading(ledger()), found)
+    assert shown.release == "kws:1" and [one.serving for one in shown.models] == [True, True]
+    old = made.open("kws", "0")
+    old.answered(200, 1_000_000, "oip-http")
+    assert [one.serving for one in scrape.figures(found, reading(made)).models] == [True, True, False]
 
 
 def test_histograms_by_protocol_queue_and_batch() -> None:
@@ -169,7 +185,7 @@ def test_drift_of_the_release_that_answers() -> None:
     assert found.of("edgekit_input_drift_column") == {labels: 3}
     assert list(found.of("edgekit_output_drift_psi")) == [frozenset({**MODEL, "output": "y"}.items())]
     assert found.total("edgekit_drift_samples_total", version="1") == 510
-    _, model = scrape.figures(before, found).models
+    model, _ = scrape.figures(before, found).models  # what answers now comes first
     assert model.input_psi is not None and model.input_psi > 0.25
     lines = plain(scrape.figures(before, found)).splitlines()
     (row,) = [line for line in lines if line.startswith("kws:1")]

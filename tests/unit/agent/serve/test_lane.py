@@ -127,7 +127,7 @@ def test_what_came_together_runs_together_and_everybody_gets_his_own(limits: Lim
         answers = [bench.ask(Rows(value, rows=rows)) for value, rows in ((1, 1), (2, 2), (3, 1), (4, 3))]
         assert [await answer for answer in answers] == [[2.0], [4.0, 4.0], [6.0], [8.0, 8.0, 8.0]]
         assert bench.session.runs == [[1, 2, 2, 3], [4, 4, 4]]
-        counters = bench.core.current().counters
+        counters = bench.core.find("kws").counters
         assert {size: runs.infer.count for size, runs in counters.runs.items()} == {4: 1, 3: 1}
         assert (counters.requests, counters.inferences, bench.core.in_flight) == (4, 7, 0)
 
@@ -177,7 +177,7 @@ def test_a_timeout_is_answered_while_the_engine_is_busy_and_the_request_never_ru
         bench.session.open.set()
         assert await first == [198.0] and await late[1] == [4.0]
         assert bench.session.runs == [[99], [2]]
-        counters = bench.core.current().counters
+        counters = bench.core.find("kws").counters
         assert (counters.errors, counters.requests, bench.core.in_flight) == (1, 3, 0)
 
     run(test, THREADED, Pace(0.001))
@@ -220,7 +220,7 @@ def test_a_full_queue_is_refused_and_a_full_batch_is_not() -> None:
     async def test(bench: Bench) -> None:
         # 40 requests in one turn of the loop: ten full batches on the loop itself, no queue to speak of.
         assert await asyncio.gather(*(bench.ask(Rows(1)) for _ in range(40))) == [[2.0]] * 40
-        lane = bench.core.current().lane
+        lane = bench.core.find("kws").lane
         bench.core.limits = lane._limits = dataclasses.replace(THREADED, max_queue=3)
         lane._inline = Inline(0)
         first = await bench.busy()
@@ -240,7 +240,7 @@ def test_a_protocol_that_fails_to_answer_costs_nobody_else(caplog: pytest.LogCap
         now = time.perf_counter_ns()
         bench.core.infer("kws", "", Rows(1), broken, received_ns=now)
         assert await bench.ask(Rows(2)) == [4.0]
-        assert bench.core.in_flight == 0 and bench.core.current().users == 0
+        assert bench.core.in_flight == 0 and bench.core.find("kws").users == 0
 
     run(test, Limits(), Pace(0.001, 8, 0.002))
     assert "our bug" in caplog.text
@@ -258,7 +258,7 @@ def test_a_stuck_engine_is_abandoned_and_everybody_is_told() -> None:
         bench.session.open.set()  # it answers after all: too late, and nobody is answered twice
         await asyncio.sleep(0.6)
         assert bench.session.runs == [[99]] and bench.core.in_flight == 0
-        counters = bench.core.current().counters
+        counters = bench.core.find("kws").counters
         assert (counters.requests, counters.errors, counters.inferences) == (5, 5, 0)
 
     run(test, THREADED, Pace(1.0))
@@ -274,7 +274,7 @@ def joined_or_not(factor: float) -> Trials:
 
 async def settled(bench: Bench, made: Trials) -> Pace:
     found: asyncio.Future[Pace] = asyncio.get_running_loop().create_future()
-    bench.core.current().lane.measure(made, found.set_result)
+    bench.core.find("kws").lane.measure(made, found.set_result)
     return await asyncio.wait_for(found, 30)
 
 
@@ -314,7 +314,7 @@ def test_a_model_that_is_swapped_is_not_measured_any_more(monkeypatch: pytest.Mo
     monkeypatch.setattr(tryout, "AFTER_S", 0.05)
 
     async def test(bench: Bench) -> None:
-        model = bench.core.current()
+        model = bench.core.find("kws")
         model.lane.measure(joined_or_not(0.002), lambda _: None)
         waiting = await bench.busy()
         bench.core.swap(None)

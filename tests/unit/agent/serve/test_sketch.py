@@ -148,7 +148,7 @@ def test_a_release_that_is_loaded_again_goes_on() -> None:
 @pytest.mark.parametrize("limits", [Limits(), THREADED])
 def test_runs_on_the_loop_and_in_threads_are_looked_at_now_and_then(limits: Limits) -> None:
     async def test(bench: Bench) -> None:
-        counters = bench.core.current().counters
+        counters = bench.core.find("kws").counters
         counters.sketch = made = Sketch(REFERENCE, CONFIG)
         answers = [bench.ask(Rows(value, rows=2)) for value in (1, 2, 13)]
         assert [await answer for answer in answers] == [[2.0, 2.0], [4.0, 4.0], 500]
