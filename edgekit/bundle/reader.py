@@ -17,7 +17,7 @@ from edgekit.bundle.model import Blob, ReleaseInfo
 from edgekit.bundle.source import Source, sha256, source_of
 from edgekit.crypto import sealing, streaming
 from edgekit.crypto.keys import RecipientKey, SealingKey, VerifyKey
-from edgekit.errors import DecryptError, DigestError, FormatError
+from edgekit.errors import BundleError, DecryptError, DigestError, FormatError
 
 MAX_OUTER_INDEX = 64 * 1024
 
@@ -121,6 +121,15 @@ def open(where: Path | str | bytes | bytearray | memoryview, trusted: Sequence[V
     Raises FormatError, DigestError or SignatureError (all BundleError), InputError for an unreadable file.
     """
     source = source_of(where)
+    try:
+        return _opened(source, trusted)
+    except BundleError as exc:
+        if not isinstance(where, Path | str):
+            raise
+        raise type(exc)(f"{where}: {exc.message}", exc.hint) from None
+
+
+def _opened(source: Source, trusted: Sequence[VerifyKey]) -> Bundle:
     members = archive.read(source)
     blobs = StoredBlobs(
         {
