@@ -38,6 +38,7 @@ from edgekit_agent.serve.grpc import oip_messages, wire
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.quiet import QUIET_S
 from tests.support.serving import Candidate, Stand, candidate, config, stand
+from tests.support.started import started
 
 ROOT = Path(__file__).resolve().parent.parent
 CONNECTIONS = (1, 8, 32)
@@ -273,6 +274,17 @@ def together(first: Candidate, second: Candidate, message: bytes, seconds: float
     return {name: round(value, 1) for name, value in found.items()}
 
 
+def whole_agent(first: Candidate, second: Candidate) -> dict[str, float]:
+    """PSS of each process of `edgekit-agent serve` with both, idle."""
+    with tempfile.TemporaryDirectory() as folder, started(Path(folder), second, beside=[first]) as agent:
+        time.sleep(_MEASURED_S)
+        found = {"supervisor_mib": agent.supervisor.pid, "serving_mib": agent.serving.pid}
+        spares = [one.pid for one in agent.supervisor.children() if one.pid != agent.serving.pid]
+        if spares:
+            found["spare_mib"] = spares[0]
+        return {name: round(pss_mib(pid), 1) for name, pid in found.items()}
+
+
 def table(ways: list[Bare | Way], machine: str) -> dict[str, Any]:
     """What docs/check.py turns into Markdown."""
     columns = ["network, way", "CPU ms, 1 conn.", "8", "32", "req/s, 1 conn.", "8", "32"]
@@ -311,6 +323,7 @@ def main() -> int:
     small, large = nets.mlp(), nets.cnn()
     asked_large = binary(large, large.samples(1))
     memories["both"] = together(release(small), release(large), asked_large, 2 * seconds)
+    memories["both, all processes"] = whole_agent(release(small), release(large))
     for net in (small, large):
         with contextlib.ExitStack() as stack:
             first = len(ways)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgekit.crypto.keys import SealingKey, VerifyKey
 from edgekit.errors import ConfigError, EdgekitError
-from edgekit.runtimes import ENGINE_CACHE
+from edgekit.runtimes._cache import ENGINE_CACHE
 from edgekit.wire import Assignment, Reported, Telemetry
 from edgekit_agent import certificates, device, fallback, fetch, telemetry
 from edgekit_agent.activate import Activator

@@ -49,13 +49,13 @@ def serve(
     trusted = [VerifyKey.load(one) for one in trust or [ring.builder_public]]
     opened = [bundle.open(path, trusted) for path in paths]
     _check_names(opened)
-    engines = {entry.config.engine.name for one in opened for entry in one.variants}
-    here = device.describe(DeviceSection("standalone", profile, emulated), engines)
     content_keys = [_content_key(one, key or ring.recipient_private) for one in opened]
     supervisor = Supervisor(section, log=log_section)
     supervisor.bind()
     try:
         supervisor.start(wait_for_load=True)  # it imports what it needs while the release is proven
+        engines = {entry.config.engine.name for one in opened for entry in one.variants}
+        here = device.describe(DeviceSection("standalone", profile, emulated), engines)
         begin = time.monotonic()
         with ExitStack() as unserved:
             found = []

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from edgekit import host, profile, runtimes
-from edgekit.errors import EngineMissing, ProfileError
+from edgekit.errors import ProfileError
+from edgekit_agent import launch
 from edgekit_agent.config import DeviceSection
 
 
@@ -24,9 +25,9 @@ class Device:
 
 
 def describe(section: DeviceSection, wanted: Collection[str] | None = None) -> Device:
-    """This device; of its engines only those that are `wanted`: looking for one imports its library.
+    """This device; of its engines only those that are `wanted`: looking for one takes a while.
 
-    Raises ProfileError: unknown profile, or hardware that is not the profile's.
+    Raises ProfileError: unknown profile, or hardware that is not the profile's; SystemFault.
     """
     machine = host.read()
     known = profile.detect(machine) if section.profile == "auto" else profile.get(section.profile)
@@ -50,12 +51,4 @@ def describe(section: DeviceSection, wanted: Collection[str] | None = None) -> D
 
 def engines(wanted: Collection[str] | None = None) -> dict[str, str]:
     """Installed engines and their versions."""
-    found = {}
-    for name in runtimes.names():
-        if wanted is not None and name not in wanted:
-            continue
-        try:
-            found[name] = runtimes.get(name).version()
-        except EngineMissing:
-            continue
-    return found
+    return launch.survey([name for name in runtimes.names() if wanted is None or name in wanted])

@@ -5,14 +5,13 @@ descriptors ride on its first bytes (SCM_RIGHTS). Frames and descriptors are bou
 process that was taken over by a bad model must not harm the supervisor.
 
     Client        supervisor's side: thread-safe, `call` waits for the answer with the same id
-    AsyncChannel  serving's side: on the asyncio loop
+    AsyncChannel  serving's side, on the asyncio loop: ipc_async.py, for the supervisor needs no loop
     Channel       plain blocking send and receive, used by both of the above's tests and by the probe
 """
 
 from __future__ import annotations
 
 import array
-import asyncio
 import errno
 import itertools
 import os
@@ -20,9 +19,9 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgekit import codec
 from edgekit.errors import ConfigError, SystemFault
@@ -100,7 +99,7 @@ class Decoder:
         return message, [self._fds.popleft() for _ in range(wanted)]
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One recvmsg. Raises Closed at the end of the stream, ConfigError when descriptors were cut off."""
     try:
         data, ancillary, flags, _ = sock.recvmsg(_READ_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
@@ -119,7 +118,7 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def _send(sock: socket.socket, frame: memoryview, fds: Sequence[int]) -> int:
+def send(sock: socket.socket, frame: memoryview, fds: Sequence[int]) -> int:
     """One sendmsg; descriptors go with the first bytes. Returns how many bytes went."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
@@ -149,16 +148,16 @@ class Channel:
         frame = memoryview(encode(message, fds))
         with self._sending:
             try:
-                sent = _send(self._sock, frame, fds)
+                sent = send(self._sock, frame, fds)
                 while sent < len(frame):
-                    sent += _send(self._sock, frame[sent:], ())
+                    sent += send(self._sock, frame[sent:], ())
             except (TimeoutError, BlockingIOError):  # the latter is how Linux reports SO_SNDTIMEO
                 raise SystemFault("control socket: the other side does not read") from None
 
     def receive(self) -> Received:
         """The next message. Raises Closed, ConfigError, or TimeoutError when the socket has a timeout."""
         while not self._ready:
-            self._ready += self._decoder.feed(*_receive(self._sock))
+            self._ready += self._decoder.feed(*receive(self._sock))
         return self._ready.popleft()
 
     def close(self) -> None:
@@ -245,45 +244,3 @@ class Client:
                 for event in self._waiting.values():
                     event.set()
             self._channel.close()
-
-
-class AsyncChannel:
-    """The serving process's end, on the running loop."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._decoder = Decoder()
-        self._ready: deque[Received] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._sending = asyncio.Lock()
-
-    async def receive(self) -> Received:
-        """The next message. Raises Closed, ConfigError."""
-        while not self._ready:
-            await self._until(self._loop.add_reader, self._loop.remove_reader)
-            with suppress(BlockingIOError):
-                self._ready += self._decoder.feed(*_receive(self._sock))
-        return self._ready.popleft()
-
-    async def send(self, message: Message) -> None:
-        """Raises Closed. Answers carry no descriptors."""
-        frame = memoryview(encode(message, ()))
-        async with self._sending:
-            while frame:
-                try:
-                    frame = frame[_send(self._sock, frame, ()) :]
-                except BlockingIOError:
-                    await self._until(self._loop.add_writer, self._loop.remove_writer)
-
-    async def _until(self, watch: Callable[..., Any], unwatch: Callable[..., Any]) -> None:
-        future: asyncio.Future[None] = self._loop.create_future()
-        watch(self._sock, lambda: None if future.done() else future.set_result(None))
-        try:
-            await future
-        finally:
-            unwatch(self._sock)
-
-    def close(self) -> None:
-        self._decoder.close()
-        self._sock.close()

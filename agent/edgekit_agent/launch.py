@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from edgekit_agent.ipc import Channel, Client, Closed
 from edgekit_agent.messages import (
     Drain,
     Drained,
+    Found,
     Load,
     Loaded,
     Ping,
@@ -25,6 +27,7 @@ from edgekit_agent.messages import (
     Shutdown,
     Stats,
     StatsRequest,
+    Survey,
     Warm,
     Warmed,
 )
@@ -37,7 +40,11 @@ _UNGUARDED = Safety()
 # A child dies with the thread that forked it (PR_SET_PDEATHSIG), hence one forking thread that stays.
 _FORKER = concurrent.futures.ThreadPoolExecutor(1, "forker")
 
+log = logging.getLogger("edgekit.agent")
+
 STALL_S = 2.0
+SURVEY_S = 120.0
+"""A slow board reads an engine's library from a slow card."""
 HANG_S = 20.0
 _PLAIN = LogSection()
 _FIRST_TO_DIE = {"edgekit_agent.probe": "1000", "edgekit_agent.worker": "500"}
@@ -171,6 +178,40 @@ def probe(load: Load, fds: Sequence[int], *, timeout_s: float, memory_mib: int =
             process.kill()
             process.wait()
             channel.close()
+
+
+def survey(engines: Sequence[str], *, timeout_s: float = SURVEY_S) -> dict[str, str]:
+    """Those of `engines` that work here, with their versions. Asked in a child process: importing a library
+    takes memory for good, and one that was built for another processor ends the process.
+
+    Raises SystemFault when no child can be started.
+    """
+    found: dict[str, str] = {}
+    left = list(engines)
+    while left:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _spawn("edgekit_agent.probe", [], [], theirs)
+        ours.settimeout(timeout_s)
+        channel = Channel(ours)
+        why = ""
+        try:
+            channel.send(Survey(1, tuple(left)))
+            while left and isinstance(answer := channel.receive()[0], Found):
+                left.remove(answer.engine)
+                if answer.version:
+                    found[answer.engine] = answer.version
+        except TimeoutError:
+            why = f"was not done within {timeout_s:g} s"
+        except Closed:
+            why = _ending(process)
+        finally:
+            process.kill()
+            process.wait()
+            channel.close()
+        if left:
+            log.warning("engine %s is left out: the process that looked for it %s", left.pop(0), why)
+    return found
 
 
 def _spawn(

@@ -106,6 +106,22 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """Say which of these engines work here. Answered with one Found for each, in this order."""
+
+    id: int
+    engines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    id: int
+    engine: str
+    version: str
+    """Empty: it is not installed, or it does not work."""
+
+
+@dataclass(frozen=True)
 class Warm:
     """Import this engine now, so that a later Load finds it there."""
 
@@ -224,6 +240,8 @@ class Shutdown:
 Message: TypeAlias = (
     Load
     | Loaded
+    | Survey
+    | Found
     | Warm
     | Warmed
     | Unload
@@ -242,6 +260,8 @@ TYPES: dict[str, type[Message]] = {
     for cls in (
         Load,
         Loaded,
+        Survey,
+        Found,
         Warm,
         Warmed,
         Unload,

@@ -25,7 +25,8 @@ from edgekit.errors import ConfigError, EdgekitError
 from edgekit.runtimes import Session
 from edgekit.runtimes._pace import Pace
 from edgekit_agent import logs, memfd, process
-from edgekit_agent.ipc import AsyncChannel, Closed
+from edgekit_agent.ipc import Closed
+from edgekit_agent.ipc_async import AsyncChannel
 from edgekit_agent.messages import (
     Drain,
     Drained,

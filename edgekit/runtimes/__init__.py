@@ -1,14 +1,29 @@
-"""Engines on the device, found by file name or by the entry point group `edgekit.runtimes`."""
+"""Engines on the device, found by file name or by the entry point group `edgekit.runtimes`.
+
+Types are loaded when first used: the agent's supervisor has a use for the names of engines, and none for the
+NumPy below the rest.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EngineMissing
-from edgekit.runtimes._base import ENGINE_CACHE, Array, Files, Implemented, Options, Runtime, Session
-from edgekit.runtimes._ports import Port, check_inputs
+
+if TYPE_CHECKING:
+    from edgekit.runtimes._base import (
+        ENGINE_CACHE,
+        Array,
+        Files,
+        Implemented,
+        Options,
+        Runtime,
+        Session,
+    )
+    from edgekit.runtimes._ports import Port, check_inputs
 
 __all__ = [
     "ENGINE_CACHE",
@@ -23,6 +38,16 @@ __all__ = [
     "get",
     "names",
 ]
+
+_PORTS = ("Port", "check_inputs")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{'_ports' if name in _PORTS else '_base'}"), name)
+    globals()[name] = value
+    return value
 
 
 @cache

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit.dtypes import DTYPE_NAMES as DTYPE_NAMES
 from edgekit.dtypes import DTYPES as DTYPES
+from edgekit.runtimes._cache import ENGINE_CACHE as ENGINE_CACHE
 
 if TYPE_CHECKING:
     from edgekit.bundle.model import VariantConfig
@@ -23,10 +24,6 @@ Files = Mapping[str, bytes | memoryview]
 
 Options = Mapping[str, str | int | float | bool]
 """Engine options, part of a variant: threads, precision hint, session configuration entries."""
-
-
-ENGINE_CACHE = "EDGEKIT_ENGINE_CACHE"
-"""Environment variable: a folder for what engines compile on the device; the agent names one."""
 
 
 class Session(Protocol):

@@ -15,6 +15,7 @@ import pytest
 
 from edgekit.errors import ConfigError, FormatError, SystemFault
 from edgekit_agent import ipc, memfd
+from edgekit_agent.ipc_async import AsyncChannel
 from edgekit_agent.messages import Loaded, Ping, Pong, Stats, StatsRequest, descriptors
 from edgekit_agent.serve.limits import Limits
 from tests.support.serving import linear
@@ -160,7 +161,7 @@ def test_async_side_sends_more_than_the_socket_holds(pair: tuple[socket.socket, 
     text = "x" * 4_000_000
 
     async def serve() -> None:
-        channel = ipc.AsyncChannel(pair[1])
+        channel = AsyncChannel(pair[1])
         message, _ = await channel.receive()
         await asyncio.gather(*(channel.send(Loaded(message.id, True, message=text)) for _ in range(3)))
         with pytest.raises(ipc.Closed):
