@@ -54,8 +54,10 @@ class _Base:
         self._ask()
 
     def _ask(self) -> None:
+        if self._lease is not None:
+            return
         missing = self._messages.missing() - self._stream.receive_window - self._stream.coming
-        if missing > 0 and self._lease is None:
+        if missing > 0:
             self._lease = self._link.lease(self._stream, missing)
 
     def _incoming(self, compressed: bool, message: framing.Buffer) -> Incoming:
