@@ -32,6 +32,8 @@ class Serving:
     """Inference requests that have begun and are not answered."""
     loaded: bool = True
     """False: its memory is lent to others until the next request."""
+    loads: int = 0
+    """How often a request had to wait for that."""
 
     @property
     def name(self) -> Labels:
@@ -136,6 +138,10 @@ def _detail(counters: list[Counters], serving: Sequence[Serving], process: Proce
     yield Family(
         "edgekit_model_loaded", "gauge", "1: the model is in memory; 0: others have its share of it",
         [("", one.name, int(one.loaded)) for one in serving],
+    )  # fmt: skip
+    yield Family(
+        "edgekit_model_loads_total", "counter", "Times that a request had to wait until its model was loaded",
+        [("", one.name, one.loads) for one in serving],
     )  # fmt: skip
     if process.memory_budget_mib:
         value = process.memory_budget_mib

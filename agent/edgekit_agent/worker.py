@@ -223,7 +223,7 @@ class Worker:
             return self.watch.over(engine.load(again, kept).session, pace.run_ms)
 
         forget = partial(memfd.close_all, kept)
-        return Resident(self.memory, message.release, load, needs_mib, session, forget)
+        return Resident(self.memory, load, needs_mib, session, forget)
 
     async def _bound_when_alone(self) -> None:
         """Bound the memory once the release before is gone: its own no longer counts then."""

@@ -159,9 +159,11 @@ def test_after_a_crash_the_release_is_back_and_the_others_load_when_asked(tmp_pa
         with Client(f"http://{agent.address}") as client:
             np.testing.assert_array_equal(client.infer({"x": ROW}, model="kws")["y"], ROW)
             assert loaded(agent) == {"kws"}
+            assert metrics(agent).total("edgekit_model_loads_total") == 0
             assert get(agent, "/v2/models/thrice/ready")[0] == 200
             np.testing.assert_array_equal(client.infer({"x": ROW}, model="thrice")["y"], 3 * ROW)
         assert loaded(agent) == {"kws", "thrice"}
+        assert metrics(agent).total("edgekit_model_loads_total", model="thrice") == 1
 
 
 def test_who_was_asked_last_stays_in_memory(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class Core:
                 model.config.engine.name,
                 waiting=model.users,
                 loaded=model.resident is None or model.resident.loaded,
+                loads=model.resident.loads if model.resident is not None else 0,
             )
             for model in self.models.values()
         ]

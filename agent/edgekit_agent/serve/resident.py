@@ -7,15 +7,12 @@ its own thread, so that the others answer meanwhile.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from edgekit.runtimes import Array, Session
 from edgekit_agent import process
-
-log = logging.getLogger("edgekit.agent.serve")
 
 LOAD_S = 120.0
 """Loading a model may take so long before it counts as stuck."""
@@ -29,7 +26,6 @@ class Resident:
     def __init__(
         self,
         memory: Memory,
-        name: str,
         load: Callable[[], Session],
         needs_mib: float,
         session: Session | None = None,
@@ -37,12 +33,13 @@ class Resident:
     ) -> None:
         """`memory`: shared with the others. `load` makes the session again, until `forget` is called.
         `needs_mib`: about what that takes. `session`: where it is loaded already."""
-        self.name = name
         self.needs_mib = needs_mib
         self.used_at = time.monotonic()
         self.runs = 0
         """Of the session, going on; while there are any it is not closed."""
         self.session = session
+        self.loads = 0
+        """How often a request had to wait for it to be loaded."""
         self.load, self._forget = load, forget
         self._asleep_since = 0.0
         self._alone = threading.Lock()
@@ -145,14 +142,13 @@ class Memory:
             self._make_room(mib, idle=True)
 
     def _load(self, one: Resident) -> None:
-        begin = time.monotonic()
         self._make_room(one.needs_mib, idle=False)
         before = self._rss_mib()
         session = one.load()
         one.needs_mib = max(1.0, self._rss_mib() - before)
         with self._state:
             one.session = session
-        log.info("%s is loaded again, %.2f s", one.name, time.monotonic() - begin)
+            one.loads += 1
 
     def _make_room(self, mib: float, *, idle: bool) -> None:
         """With `_loading` held. Not `idle`: a model that is asked all the time ends its run, and waits."""
@@ -170,4 +166,3 @@ class Memory:
             session.close()
             del session
             process.give_back_memory()
-            log.info("%s rests: others need its memory", longest.name)

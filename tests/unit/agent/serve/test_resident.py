@@ -23,6 +23,7 @@ class Board:
     def __init__(self, base_mib: float = 30.0) -> None:
         self.used_mib = base_mib
         self.loads: list[str] = []
+        self.names: dict[Resident, str] = {}
         self.memory = Memory(lambda: self.used_mib)
 
     def model(self, name: str, mib: float, *, loaded: bool = True, thread_safe: bool = True) -> Resident:
@@ -30,7 +31,9 @@ class Board:
             self.loads.append(name)
             return Sized(self, mib, thread_safe=thread_safe)
 
-        return Resident(self.memory, name, load, mib, load() if loaded else None)
+        made = Resident(self.memory, load, mib, load() if loaded else None)
+        self.names[made] = name
+        return made
 
 
 class Sized:
@@ -61,8 +64,9 @@ class Sized:
         self.board.used_mib -= self.mib
 
 
-def names(*models: Resident) -> list[str]:
-    return [one.name for one in models if one.loaded]
+def names(board: Board, *models: Resident) -> list[str]:
+    """Of those that are loaded."""
+    return [board.names[one] for one in models if one.loaded]
 
 
 def test_who_was_not_asked_for_longest_rests_first() -> None:
@@ -70,12 +74,12 @@ def test_who_was_not_asked_for_longest_rests_first() -> None:
     a, b, c = board.model("a", 20), board.model("b", 20), board.model("c", 20, loaded=False)
     board.memory.budget_mib = 75.0
     a.run(ONE)
-    assert names(a, b, c) == ["a", "b"] and board.loads == ["a", "b"]
+    assert names(board, a, b, c) == ["a", "b"] and board.loads == ["a", "b"]
     c.run(ONE)
-    assert names(a, b, c) == ["a", "c"] and board.used_mib == 70
+    assert names(board, a, b, c) == ["a", "c"] and board.used_mib == 70
     b.run(ONE)
-    assert names(a, b, c) == ["b", "c"]
-    assert a.run(ONE)["y"] == 1 and names(a, b, c) == ["a", "b"]
+    assert names(board, a, b, c) == ["b", "c"]
+    assert a.run(ONE)["y"] == 1 and names(board, a, b, c) == ["a", "b"]
     assert board.loads == ["a", "b", "c", "b", "a"]
 
 
@@ -84,14 +88,14 @@ def test_a_large_one_takes_the_place_of_several() -> None:
     a, b, big = board.model("a", 20), board.model("b", 20), board.model("big", 45, loaded=False)
     board.memory.budget_mib = 80.0
     big.run(ONE)
-    assert names(a, b, big) == ["big"]
+    assert names(board, a, b, big) == ["big"]
 
 
 def test_without_a_budget_all_stay() -> None:
     board = Board()
     found = [board.model(name, 1000) for name in "abc"]
     board.memory.make_room(1e6)
-    assert names(*found) == ["a", "b", "c"]
+    assert names(board, *found) == ["a", "b", "c"]
 
 
 def test_a_model_ends_its_run_before_it_rests() -> None:
@@ -115,7 +119,7 @@ def test_a_model_ends_its_run_before_it_rests() -> None:
     session.hold.set()
     for thread in (running, asker, again):
         thread.join()
-    assert board.loads == ["a", "b", "a"] and names(a, b) == ["a"]
+    assert board.loads == ["a", "b", "a"] and names(board, a, b) == ["a"]
 
 
 def test_looking_after_the_budget_disturbs_nobody() -> None:
@@ -124,10 +128,10 @@ def test_looking_after_the_budget_disturbs_nobody() -> None:
     assert a.pin()
     board.memory.budget_mib = 10.0
     board.memory.make_room()
-    assert names(a, b) == ["a"]
+    assert names(board, a, b) == ["a"]
     a.unpin()
     board.memory.make_room()
-    assert names(a, b) == []
+    assert names(board, a, b) == []
 
 
 def test_a_pinned_one_stays_and_a_resting_one_cannot_be_pinned() -> None:
@@ -136,10 +140,10 @@ def test_a_pinned_one_stays_and_a_resting_one_cannot_be_pinned() -> None:
     board.memory.budget_mib = 55.0
     assert a.pin() and not b.pin()
     board.memory.make_room(100.0)
-    assert names(a, b) == ["a"]
+    assert names(board, a, b) == ["a"]
     a.unpin()
     board.memory.make_room(100.0)
-    assert names(a, b) == [] and not a.runs and not b.runs
+    assert names(board, a, b) == [] and not a.runs and not b.runs
 
 
 def test_one_that_cannot_be_loaded_says_why_each_time() -> None:
@@ -148,7 +152,7 @@ def test_one_that_cannot_be_loaded_says_why_each_time() -> None:
     def load() -> Sized:
         raise EngineError("no memory for the model")
 
-    broken = Resident(board.memory, "broken", load, 1.0)
+    broken = Resident(board.memory, load, 1.0)
     for _ in range(2):
         with pytest.raises(EngineError, match="no memory for the model"):
             broken.run(ONE)
@@ -175,7 +179,7 @@ def test_loading_is_no_inference_until_it_takes_too_long(monkeypatch: pytest.Mon
         assert go_on.wait(10)
         return Sized(board, 1, thread_safe=True)
 
-    slow = Resident(board.memory, "slow", load, 1.0)
+    slow = Resident(board.memory, load, 1.0)
     asker = threading.Thread(target=slow.run, args=(ONE,))
     asker.start()
     assert began.wait(10)
@@ -190,7 +194,7 @@ def test_loading_is_no_inference_until_it_takes_too_long(monkeypatch: pytest.Mon
 def test_closing_gives_everything_back() -> None:
     board, forgotten = Board(), []
     a = Resident(
-        board.memory, "a", lambda: Sized(board, 20, thread_safe=True), 20, None, lambda: forgotten.append("a")
+        board.memory, lambda: Sized(board, 20, thread_safe=True), 20, None, lambda: forgotten.append("a")
     )
     a.run(ONE)
     assert a.coverage() == {"CPU": 1} and board.used_mib == 50
