@@ -197,14 +197,19 @@ def survey(engines: Sequence[str], *, timeout_s: float = SURVEY_S) -> dict[str, 
         why = ""
         try:
             channel.send(Survey(1, tuple(left)))
-            while left and isinstance(answer := channel.receive()[0], Found):
-                left.remove(answer.engine)
+            while left:
+                answer, _ = channel.receive()
+                if not isinstance(answer, Found) or answer.engine != left[0]:
+                    raise SystemFault("answered something else")
                 if answer.version:
                     found[answer.engine] = answer.version
+                del left[0]
         except TimeoutError:
             why = f"was not done within {timeout_s:g} s"
         except Closed:
             why = _ending(process)
+        except EdgekitError as exc:
+            why = exc.message
         finally:
             process.kill()
             process.wait()
