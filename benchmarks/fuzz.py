@@ -103,7 +103,8 @@ def agent_of(target: str) -> Iterator[tuple[Started, list[Door]]]:
     made = targets.ALL[target]()
     with tempfile.TemporaryDirectory() as name, region():
         folder = Path(name)
-        with started(folder, made.model, *guards.options(folder, made.guard)) as agent:
+        options = guards.options(folder, made.guard)
+        with started(folder, made.model, *options, beside=[targets.beside()]) as agent:
             yield agent, guards.doors(agent, folder, made.guard)
 
 

@@ -49,7 +49,8 @@ def told(found: Found, target: str) -> list[str]:
 def test_a_started_agent(target: str, tmp_path: Path) -> None:
     """Each request is answered or its connection ended; 5xx for nobody's mistake; no word in the log."""
     made, count = targets.ALL[target](), PART[target]
-    with started(tmp_path, made.model, *guards.options(tmp_path, made.guard)) as agent:
+    options = guards.options(tmp_path, made.guard)
+    with started(tmp_path, made.model, *options, beside=[targets.beside()]) as agent:
         client = Client(guards.doors(agent, tmp_path, made.guard), made)
         client.run(cases(target, SEED, range(count // 2)))
         between = agent.serving.memory_info().rss

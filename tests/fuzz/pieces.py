@@ -8,6 +8,7 @@ from random import Random
 
 from tests.fuzz.mutate import garble
 from tests.fuzz.seeds import Headers
+from tests.fuzz.targets import BESIDE
 
 _SEGMENTS = (
     b"v1", b"v2", b"models", b"kws", b"infer", b"versions", b"1.2.3", b"labels", b"stable", b"metadata",
@@ -15,6 +16,7 @@ _SEGMENTS = (
     b"%", b"a" * 300, b"1", b"-1", b"99999999999999999999", b"kws:predict", b"kws:", b":",
     b"kws:classify:predict", b"systemsharedmemory", b"region", b"status", b"register", b"unregister",
     b"%2F", b"kws%3Apredict", b"\xc3\xa9".hex().encode(), b"health",
+    BESIDE.encode(), f"{BESIDE}:predict".encode(),
 )  # fmt: skip
 _QUERIES = (
     b"?",

@@ -20,13 +20,15 @@ from edgekit.runtimes import Array
 from edgekit.runtimes._base import engine_files
 from edgekit.runtimes._preprocess import apply
 from tests.fuzz import guards
-from tests.support.serving import LABELS, Candidate, candidate, config
+from tests.support.serving import LABELS, Candidate, candidate, config, linear
 from tests.unit.runtimes import kws
 from tests.unit.runtimes.test_sound import tone, wav
 from tests.unit.runtimes.test_wordpiece import SMALL
 
 NAME, VERSION = "kws", "1.2.3"
 """Of every target, so that a path that is right for one is right for all."""
+BESIDE = "beside"
+"""Another model that every agent serves, for requests that mean all of them or mix them up."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Target:
     """What is to be answered to `inputs`."""
     guard: str = ""
     """What guards the agent's port (guards.py)."""
+
+
+@cache
+def beside() -> Candidate:
+    return linear().changed(name=BESIDE)
 
 
 def _graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any]) -> bytes:
