@@ -14,7 +14,7 @@ from edgekit import bundle
 from edgekit.bundle import Bundle
 from edgekit.crypto.keyring import KeyRing
 from edgekit.crypto.keys import SealingKey, VerifyKey
-from edgekit.errors import EngineError, InputError
+from edgekit.errors import EdgekitError, EngineError, InputError
 from edgekit_agent import device, sd
 from edgekit_agent.config import DeviceSection, LogSection, ServeSection
 from edgekit_agent.prepare import Prepared, fitting, into_memory
@@ -59,8 +59,11 @@ def serve(
         begin = time.monotonic()
         with ExitStack() as unserved:
             found = []
-            for one, content_key in zip(opened, content_keys, strict=True):
-                found.append(_first_that_fits(one, here, content_key))
+            for path, one, content_key in zip(paths, opened, content_keys, strict=True):
+                try:
+                    found.append(_first_that_fits(one, here, content_key))
+                except EdgekitError as exc:  # of several it could be any
+                    raise type(exc)(f"{path}: {exc.message}", exc.hint) from None
                 unserved.callback(found[-1].close)
             slow_s = 2 * (time.monotonic() - begin)  # what takes the probe long takes serving long
             release, *beside = found
