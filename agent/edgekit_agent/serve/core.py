@@ -54,6 +54,7 @@ class Core:
         self.models: dict[str, Model] = {}
         """All that is served, by name; the device's release first."""
         self._slots: dict[int, Model] = {}
+        self._lanes: list[Lane] = []
         self.in_flight = 0
         self._loop = asyncio.get_running_loop()
         self.turns = Turns()
@@ -89,6 +90,7 @@ class Core:
         if model is not None:
             model.lane = Lane(model, self.limits, self._finish, self.turns)
             self._in_use.add(model)
+        self._lanes = [one.lane for one in self.models.values()]
 
     def beside(self, slot: int) -> int:
         """How many models are served in other slots."""
@@ -102,11 +104,13 @@ class Core:
     @property
     def waiting(self) -> int:
         """Requests that wait for an engine."""
-        return sum([model.lane.waiting for model in self.models.values()])
+        lanes = self._lanes
+        return lanes[0].waiting if len(lanes) == 1 else sum([lane.waiting for lane in lanes])
 
     def least_ahead(self) -> int:
         """Requests that should be at hand, for the engine to have enough to do."""
-        return 2 * max([model.lane.batch for model in self.models.values()], default=1)
+        lanes = self._lanes
+        return 2 * (lanes[0].batch if len(lanes) == 1 else max([lane.batch for lane in lanes], default=1))
 
     def oldest_run_s(self) -> float:
         """Age of the longest running inference, of any release; 0 when none runs."""
