@@ -46,8 +46,9 @@ READINGS = {
     "rss_mib": "RSS MiB", "anonymous_mib": "its own MiB", "pss_mib": "PSS MiB", "fds": "descriptors",
     "threads": "threads",
 }  # fmt: skip
-"""PSS is told and not judged: other programs that map the same libraries change it. Own: not of files."""
-JUDGED = ("rss_mib", "anonymous_mib")
+"""Judged is RSS. PSS is told: other programs that map the same libraries change it. So is what is the
+process's own and not of files: half of RSS, of which a step of the heap is twice the percents."""
+JUDGED = ("rss_mib",)
 
 
 @dataclass

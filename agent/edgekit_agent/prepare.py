@@ -20,7 +20,7 @@ from edgekit.errors import BundleError, DecryptError, DigestError, FormatError, 
 from edgekit.host import Host
 from edgekit.runtimes import _known_bad
 from edgekit.wire import Assignment
-from edgekit_agent import memfd
+from edgekit_agent import memfd, process
 from edgekit_agent.device import Device
 from edgekit_agent.messages import Load, Pacing
 
@@ -208,6 +208,7 @@ def into_memory(opened: Bundle, entry: VariantEntry, content_key: bytes | None) 
     except BaseException:
         memfd.close_all(list(files.values()))
         raise
+    process.give_back_memory()  # what decrypting took
     return Prepared(opened.info.name, opened.info.version, entry, files, golden)
 
 
