@@ -113,10 +113,9 @@ class Protocol:
             return error(400, "limit and next_page_token must be numbers")
         models = self._core.models.values()
         known = [{"modelName": model.name, "modelUrl": model.release} for model in models]
-        page: dict[str, Any] = {"models": known[token : token + (limit or _PAGE)]}
-        if token + (limit or _PAGE) < len(known):
-            page = {"nextPageToken": str(token + (limit or _PAGE)), **page}
-        return ok(page)
+        end = token + (limit or _PAGE)
+        more = {"nextPageToken": str(end)} if end < len(known) else {}
+        return ok({**more, "models": known[token:end]})
 
     def _describe(self, name: str, version: str) -> Response:
         def document(model: Model) -> list[dict[str, Any]]:
