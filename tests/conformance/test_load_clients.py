@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import secrets
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ BRIEF = ("-p", "500", "-r", "3", "-s", "10000")
 """Three windows of 500 ms that need not agree; in one without any answer it would give up."""
 COUNT = 100
 X = [1.5, 2.5, 3.5, 4.5]
+IN, OUT = (f"{name}_{secrets.token_hex(6)}" for name in "xy")
+"""perf_analyzer calls its objects in shared memory after the tensors, and whoever runs these tests on this
+machine at the same time would shorten ours."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,13 @@ class Agent:
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     folder = tmp_path_factory.mktemp("load")
     for name, gain in (("right", 2), ("wrong", 3)):
-        rows = {"data": [{"x": X}], "validation_data": [{"y": [gain * value for value in X]}]}
+        rows = {"data": [{IN: X}], "validation_data": [{OUT: [gain * value for value in X]}]}
         (folder / f"{name}.json").write_text(json.dumps(rows))
     (folder / "sample.bin").write_bytes(np.array(X, np.float32).tobytes())
     torchserve = {"data": [{"TORCHSERVE_INPUT": [str(folder / "sample.bin")]}]}
     (folder / "torchserve.json").write_text(json.dumps(torchserve))
     with stand(folder) as made:
-        assert linear(2.0, "3").into(made.serving).ok
+        assert linear(2.0, "3", names=(IN, OUT)).into(made.serving).ok
         client = triton.InferenceServerClient(made.address)
         yield Agent(made, folder, client)
         client.close()
@@ -64,7 +68,7 @@ def analyzed(agent: Agent, words: str) -> str:
     """The report of perf_analyzer, which counted as many good answers as the agent, or fewer (those before
     and after its measurement it does not count), and no others."""
     before = agent.answered()
-    filled = words.format(address=agent.stand.address, folder=agent.folder)
+    filled = words.format(address=agent.stand.address, folder=agent.folder, input=IN)
     done = perf_analyzer.run("-m", "kws", "-u", agent.stand.address, *BRIEF, *filled.split())
     assert done.code == 0, done.text
     good, bad = (now - then for now, then in zip(agent.answered(), before, strict=True))
@@ -83,7 +87,7 @@ def counted(side: str, text: str) -> int:
     "words",
     [
         "-i http --concurrency-range 4 --input-data {folder}/right.json",
-        "-i http --async --concurrency-range 8 --shape x:4 -b 4",
+        "-i http --async --concurrency-range 8 --shape {input}:4 -b 4",
         "-i http --input-tensor-format json --output-tensor-format json --input-data {folder}/right.json",
         "-i http --shared-memory system --concurrency-range 2",
         "-i grpc --concurrency-range 4 --input-data {folder}/right.json",
@@ -122,7 +126,7 @@ def test_perf_analyzer_reads_the_metrics(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--service-kind tfserving -i grpc --shape x:1,4 --concurrency-range 4",
+        "--service-kind tfserving -i grpc --shape {input}:1,4 --concurrency-range 4",
         "--service-kind torchserve -i http --input-data {folder}/torchserve.json --concurrency-range 4",
     ],
 )
@@ -166,7 +170,7 @@ def test_h2load_grpc(agent: Agent, streams: str) -> None:
     """HTTP/2 of yet another make; 8 connections of 5 streams are fewer requests than one client may have
     waiting. It reads no grpc-status: that each request was answered tell the agent's statistics."""
     request = pb.ModelInferRequest(model_name="kws")
-    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.inputs.add(name=IN, datatype="FP32", shape=[1, 4])
     request.raw_input_contents.append(np.array(X, np.float32).tobytes())
     message = request.SerializeToString()
     body = agent.folder / "message"
@@ -181,7 +185,7 @@ def test_h2load_grpc(agent: Agent, streams: str) -> None:
 
 @pytest.mark.parametrize("version", ["--no-tls-proto=h2c", "--h1"])
 def test_h2load_rest(agent: Agent, version: str) -> None:
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X}
+    tensor = {"name": IN, "datatype": "FP32", "shape": [1, 4], "data": X}
     body = agent.folder / "body.json"
     body.write_text(json.dumps({"inputs": [tensor]}))
     good, bad = agent.answered()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import secrets
 import shutil
 import subprocess
 import threading
@@ -28,6 +29,8 @@ from tests.unit.agent.serve.test_http import serving
 from tests.unit.runtimes import kws
 
 ROWS = slice(200, 210)
+KEY = f"edgekit-test-{secrets.token_hex(6)}"
+"""Whoever runs these tests on the same machine has the same shared memory."""
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +151,12 @@ def test_system_shared_memory(client: Any) -> None:
     """Registered, listed, read from, written to; without it, refused."""
     rows = kws.data()[0][ROWS]
     shared = pytest.importorskip("tritonclient.utils.shared_memory")
-    region = shared.create_shared_memory_region("in", "/edgekit-test-grpc", rows.nbytes + 480)
+    region = shared.create_shared_memory_region("in", f"/{KEY}", rows.nbytes + 480)
     try:
         shared.set_shared_memory_region(region, [rows])
-        client.register_system_shared_memory("in", "/edgekit-test-grpc", rows.nbytes + 480)
+        client.register_system_shared_memory("in", f"/{KEY}", rows.nbytes + 480)
         status = client.get_system_shared_memory_status(as_json=True)["regions"]["in"]
-        assert status == {"name": "in", "key": "/edgekit-test-grpc", "byte_size": str(rows.nbytes + 480)}
+        assert status == {"name": "in", "key": f"/{KEY}", "byte_size": str(rows.nbytes + 480)}
         tensor_in = triton.InferInput(kws.INPUT, list(rows.shape), "INT8")
         tensor_in.set_shared_memory("in", rows.nbytes)
         wanted = triton.InferRequestedOutput(kws.OUTPUT)
@@ -178,9 +181,9 @@ def test_one_output_in_shared_memory_and_one_in_the_answer(tmp_path: Path) -> No
     with stand(tmp_path) as made:
         assert several().into(made.serving).ok
         client = triton.InferenceServerClient(made.address)
-        region = shared.create_shared_memory_region("out", "/edgekit-test-grpc-two", 8)
+        region = shared.create_shared_memory_region("out", f"/{KEY}-two", 8)
         try:
-            client.register_system_shared_memory("out", "/edgekit-test-grpc-two", 8)
+            client.register_system_shared_memory("out", f"/{KEY}-two", 8)
             wanted = [triton.InferRequestedOutput(name) for name in ("sum", "difference")]
             wanted[0].set_shared_memory("out", 8)
             answer = client.infer("kws", [tensor("a", a), tensor("b", b)], outputs=wanted)

@@ -113,19 +113,22 @@ def keyword_spotter(version: str = "1") -> Candidate:
     return candidate(made, {"model.onnx": kws.model()}, real, version)
 
 
-def linear(gain: float = 1.0, version: str = "1", *, width: int = 4) -> Candidate:
-    """y = gain * x on the reference engine: FP32 (batch, width), labels a, b, c, ..."""
+def linear(
+    gain: float = 1.0, version: str = "1", *, width: int = 4, names: tuple[str, str] = ("x", "y")
+) -> Candidate:
+    """y = gain * x on the reference engine: FP32 (batch, width), labels a, b, c, ...; `names`: of x, y."""
+    x, y = names
     weight = np.eye(width, dtype=np.float32) * np.float32(gain)
     files = reference.pack(
-        [reference.Tensor("x", "FP32", (-1, width))],
-        ["y"],
+        [reference.Tensor(x, "FP32", (-1, width))],
+        [y],
         {"w": weight},
-        [reference.Node("matmul", ("x", "w"), "y")],
+        [reference.Node("matmul", (x, "w"), y)],
     )
     labels = tuple("abcdefghijklmnopqrstuvwxyz"[:width])
-    specs = (TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("y", "FP32", (-1, width)),)
+    specs = (TensorSpec(x, "FP32", (-1, width)),), (TensorSpec(y, "FP32", (-1, width)),)
     made = config("reference", *specs, tuple(files), labels=labels)
-    return candidate(made, files, {"x": np.eye(width, dtype=np.float32)}, version)
+    return candidate(made, files, {x: np.eye(width, dtype=np.float32)}, version)
 
 
 def several(version: str = "1") -> Candidate:
