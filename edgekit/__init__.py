@@ -5,7 +5,12 @@ The commands are functions too: `edgekit.build`, `optimize`, `convert`, `compres
 (`edgekit.client`). All are loaded when they are asked for: a device imports this package often.
 """
 
+import os
 from typing import Any
+
+# ONNX Runtime tells its maker how it is used, from its import on; `disable_telemetry_events` comes too late for
+# the first report, and it keeps a database in the home folder. This it reads before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _COMMANDS = ("optimize", "convert", "compress", "bench", "compare", "rebuild", "Built")
 _CLIENTS = ("Client", "AsyncClient")

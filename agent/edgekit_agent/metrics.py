@@ -124,13 +124,22 @@ class Counters:
         kind = KINDS.get(status) or ("engine" if status >= 500 else "client")
         self.failures[kind] = self.failures.get(kind, 0) + 1
 
-    def waited(self, waits_ns: Sequence[int]) -> None:
-        """Count what successful requests waited for the engine."""
-        total_ns, buckets = sum(waits_ns), self.queued.buckets
-        self.queue.add(total_ns, len(waits_ns))
-        self.queued.sum_ms += total_ns / 1e6
+    def inferred(
+        self, samples: int, waits_ns: Sequence[int], input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        """Count successful requests: their samples, what each waited for the engine, and what all of them
+        together took before, in and after it."""
+        requests, buckets = len(waits_ns), self.queued.buckets
+        waited_ns = 0
         for ns in waits_ns:
+            waited_ns += ns
             buckets[bisect_left(LATENCY_BOUNDS_MS, ns / 1e6)] += 1
+        self.inferences += samples
+        self.queued.sum_ms += waited_ns / 1e6
+        self.queue.add(waited_ns, requests)
+        self.compute_input.add(input_ns, requests)
+        self.compute_infer.add(infer_ns, requests)
+        self.compute_output.add(output_ns, requests)
 
     def executed(self, samples: int, infer_ns: int, input_ns: int, output_ns: int) -> None:
         """Count one engine run, with the decoding and encoding of all its requests."""

@@ -92,7 +92,11 @@ class Watched:
             slot = _local.slot = _take()
         if slot == SLOTS:
             return self._session.run(inputs)
-        samples = next((array.shape[0] for array in inputs.values() if array.ndim), 1)
+        samples = 1
+        for array in inputs.values():
+            if array.ndim:
+                samples = array.shape[0]
+                break
         allowed = min(self._longest_ns, max(self._shortest_ns, self._sample_ns * samples))
         words, at, began = self._words, 2 * slot, time.monotonic_ns()
         words[at + 1] = began + allowed

@@ -43,14 +43,16 @@ class OnnxSession:
         self._session: onnxruntime.InferenceSession | None = session
         self._ports = tuple(_port(engine, argument) for argument in session.get_inputs())
         self._outputs = [argument.name for argument in session.get_outputs()]
+        # Past the wrapper, whose five checks have been made here or are about graphics cards.
+        self._call = getattr(session, "_sess", session).run
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        session = self._session
-        if session is None:
+        call = self._call
+        if call is None:
             raise EngineError(f"{self._engine}: the session is closed")
         check_inputs(self._engine, inputs, self._ports)
         try:
-            values = session.run(self._outputs, dict(inputs))
+            values = call(self._outputs, dict(inputs), None)
         except Exception as exc:  # the library raises a dozen unrelated types, all of them its own
             raise EngineError(f"{self._engine}: {words(exc)}") from None
         return dict(zip(self._outputs, values, strict=True))
@@ -68,7 +70,7 @@ class OnnxSession:
         return dict(count)
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._call = None
 
 
 def library(engine: str, hint: str) -> Any:

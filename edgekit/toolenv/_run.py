@@ -22,6 +22,7 @@ _SCRIPTS = Path(__file__).parent / "scripts"
 _START = _SCRIPTS / "_start.py"
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 """Nothing else of the environment is inherited: tokens and keys lie there."""
+_SILENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 MARK = "edgekit: "
 """Lines on stderr that begin so are progress for a person; the rest is only kept for the error line."""
 
@@ -85,7 +86,7 @@ def _attend(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=folder,
-        env={**inherited, **quiet, "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"},
+        env={**inherited, **quiet, **_SILENT},
         start_new_session=True,
         text=True,
         errors="replace",

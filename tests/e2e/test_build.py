@@ -36,6 +36,7 @@ AFFINE = ["--affine", "0.5847029089927673,83"]
 Words = list[str | Path]
 GOOD: Words = ["--calibration", f"{DATA}[0:200]", "--evaluate", f"{DATA}[200:1000]", "--labels", "y", *AFFINE]
 SMALL: Words = ["--precision", "int8", "--objective", "size"]
+EAVESDROP = Path(__file__).parents[1] / "support" / "eavesdrop.py"
 NOT_ALLOWED = "this machine does not allow it: "
 
 
@@ -271,8 +272,11 @@ def test_it_builds_without_a_network(bench: Bench, first: Done) -> None:
     """With other rows, so that both quantizers really run: no library waits for an answer from outside."""
     words: Words = ["build", MODEL, "--profile", "jetson", "-o", bench.folder / "offline.edgekit"]
     rows: Words = ["--calibration", f"{DATA}[0:100]"]
-    done = bench.run(*words, *GOOD, *rows, *SMALL, "--json", through=unshare("--net"))
+    asked = bench.folder / "asked"
+    wall = [*unshare("--net", "--mount"), sys.executable, str(EAVESDROP), str(asked)]
+    done = bench.run(*words, *GOOD, *rows, *SMALL, "--json", through=wall)
     assert done.code == 0, done.err
+    assert asked.read_text() == "", "a library reports to its maker"
     assert done.answer["cache_hits"] == 6  # the fp32 baselines
     assert sum(one["error"] == "" for one in done.answer["candidates"]) == 3
 

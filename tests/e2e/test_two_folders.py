@@ -16,7 +16,7 @@ from edgekit.build import sources
 from edgekit.crypto.keyring import KeyRing
 from edgekit.errors import EngineMissing
 from edgekit.profile import Precision, Target
-from tests.e2e.test_build import unshare
+from tests.e2e.test_build import EAVESDROP, unshare
 
 ROOT = Path(__file__).parents[2]
 KWS = ROOT / "examples" / "kws"
@@ -122,7 +122,8 @@ lightgbm.train(how, data, 5).save_model(sys.argv[1])
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no example data beside the repository")
 def test_a_machine_without_a_network_builds_every_format(tmp_path: Path) -> None:
     """After `edgekit setup`, from an empty cache of results: conversion, clean-up, build and measurement."""
-    wall = unshare("--net")
+    asked = tmp_path / "asked"
+    wall = [*unshare("--net", "--mount"), sys.executable, str(EAVESDROP), str(asked)]
     environments = ("sklearn", "tensorflow", "torch")
     subprocess.run([EDGEKIT, "setup", *environments, "--quiet"], check=True)
     for env, code, name in (("tensorflow", KERAS, "small.keras"), ("sklearn", LIGHTGBM, "wine.txt")):
@@ -148,6 +149,7 @@ def test_a_machine_without_a_network_builds_every_format(tmp_path: Path) -> None
         words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and done.stdout, done.stderr
+    assert asked.read_text() == "", "a library reports to its maker"
     made = {path: form for path, (form, _) in json.loads(done.stdout).items()}
     assert list(made.values()) == [
         "torch-export",

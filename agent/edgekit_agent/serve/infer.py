@@ -146,12 +146,19 @@ class Run:
     @property
     def ms(self) -> float:
         """All of them together."""
-        return sum(ns for _, ns in self.took) / 1e6
+        total = 0
+        for _, ns in self.took:
+            total += ns
+        return total / 1e6
 
     def answer_bytes(self) -> int:
         """Size of all outputs."""
-        found = (result for result in self.results if not isinstance(result, Exception))
-        return sum(array.nbytes for outputs in found for array in outputs.values())
+        total = 0
+        for result in self.results:
+            if not isinstance(result, Exception):
+                for array in result.values():
+                    total += array.nbytes
+        return total
 
 
 def run(model: Model, batch: Sequence[Prepared]) -> Run:
@@ -160,7 +167,9 @@ def run(model: Model, batch: Sequence[Prepared]) -> Run:
     When a joined run fails each request runs alone, so that none fails for the sake of another.
     """
     begin = time.perf_counter_ns()
-    samples = sum(prepared.samples for prepared in batch)
+    samples = 0
+    for prepared in batch:
+        samples += prepared.samples
     results: list[dict[str, Array] | Exception]
     try:
         if len(batch) == 1:

@@ -271,10 +271,6 @@ class Lane:
     def _answer(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]] | None) -> None:
         self._taken -= len(jobs)
         found = outcomes or self._outcomes(jobs, run)
-        self._count(jobs, run, found)
-        sketch = self._model.counters.sketch
-        if sketch is not None and monotonic() >= sketch.due:
-            sketch.look([job.prepared.inputs for job in jobs], run.results)
         # An answered connection may have its next request at hand; that one waits for its turn.
         self._answering = True
         try:
@@ -282,34 +278,40 @@ class Lane:
                 self._finish(job, outcome)
         finally:
             self._answering = False
+        self._count(jobs, run, found)
+        sketch = self._model.counters.sketch
+        if sketch is not None and monotonic() >= sketch.due:
+            sketch.look([job.prepared.inputs for job in jobs], run.results)
 
     def _count(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]]) -> None:
+        # Plain loops: after a run that went through megabytes nothing of this is in a cache any more, and what
+        # it costs are the functions called.
         counters, labels = self._model.counters, self._model.config.labels
-        shared = len(run.took) == 1
-        for number, (samples, ns) in enumerate(run.took):
-            of = slice(None) if shared else slice(number, number + 1)
-            input_ns = sum([job.prepared.input_ns for job in jobs[of]])
-            counters.executed(samples, ns, input_ns, sum([outcome.output_ns for outcome in outcomes[of]]))
-        fine = [pair for pair in zip(jobs, outcomes, strict=True) if pair[1].status == 200]
+        waits_ns: list[int] = []
         inferences = input_ns = infer_ns = output_ns = 0
-        for job, outcome in fine:
+        failed_input_ns = failed_output_ns = 0
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if outcome.status != 200:
+                failed_input_ns += job.prepared.input_ns
+                failed_output_ns += outcome.output_ns
+                continue
+            waits_ns.append(job.waited_ns)
             inferences += outcome.samples
             input_ns += job.prepared.input_ns
             infer_ns += outcome.infer_ns
             output_ns += outcome.output_ns
-        counters.inferences += inferences
-        counters.waited([job.waited_ns for job, _ in fine])
-        counters.compute_input.add(input_ns, len(fine))
-        counters.compute_infer.add(infer_ns, len(fine))
-        counters.compute_output.add(output_ns, len(fine))
-        if labels:
-            for _, outcome in fine:
-                for index in outcome.classes:
-                    counters.classes[labels[index]] = counters.classes.get(labels[index], 0) + 1
+            for index in outcome.classes:
+                counters.classes[labels[index]] = counters.classes.get(labels[index], 0) + 1
+        counters.inferred(inferences, waits_ns, input_ns, infer_ns, output_ns)
+        if len(run.took) == 1:
+            samples, ns = run.took[0]
+            counters.executed(samples, ns, input_ns + failed_input_ns, output_ns + failed_output_ns)
+        else:
+            for (samples, ns), job, outcome in zip(run.took, jobs, outcomes, strict=True):
+                counters.executed(samples, ns, job.prepared.input_ns, outcome.output_ns)
 
     def _outcomes(self, jobs: list[Job[Any]], run: Run) -> list[Outcome[Any]]:
-        shared = len(run.took) == 1
-        return [
-            steps.outcome(self._model, job.codec, job.prepared, result, run.took[0 if shared else i][1])
-            for i, (job, result) in enumerate(zip(jobs, run.results, strict=True))
-        ]
+        found, took = [], run.took if len(run.took) == len(jobs) else run.took * len(jobs)
+        for job, result, (_, ns) in zip(jobs, run.results, took, strict=True):
+            found.append(steps.outcome(self._model, job.codec, job.prepared, result, ns))
+        return found

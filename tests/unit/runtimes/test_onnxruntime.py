@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +33,17 @@ def test_keyword_spotter_accuracy() -> None:
     scaled = (stored.astype(np.float32) - np.float32(83)) * np.float32(0.5847029089927673)
     scores = kws.session("onnxruntime", intra_threads=1).run({kws.INPUT: scaled})[kws.OUTPUT]
     assert np.sum(scores.argmax(axis=1) == labels) == pytest.approx(913, abs=1)
+
+
+def test_usage_reporting_is_off(tmp_path: Path) -> None:
+    """The library would start a thread for it and keep what it has to tell in the home folder."""
+    program = (
+        "from edgekit import runtimes; from tests.unit.runtimes import kws;"
+        "kws.session('onnxruntime').run({kws.INPUT: kws.data()[0][:1].astype('float32')})"
+    )
+    kept = {key: value for key, value in os.environ.items() if "ORT_" not in key and "XDG_" not in key}
+    subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_external_data_comes_from_memory(tmp_path: Path) -> None:

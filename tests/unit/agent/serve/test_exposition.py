@@ -33,10 +33,8 @@ def ledger() -> metrics.Ledger:
     one.answered(200, 40_000_000, "oip-grpc")
     for status in (400, 404, 413, 429, 500, 503, 504):
         one.answered(status, 1000, "oip-http")
-    one.inferences += 5
-    one.waited([50_000, 1_500_000])
+    one.inferred(5, [50_000, 1_500_000], 1000, 900_000, 1000)
     one.executed(5, 900_000, 1000, 1000)
-    one.compute_infer.add(900_000)
     return made
 
 
@@ -75,8 +73,8 @@ def test_the_names_that_dashboards_for_triton_ask_for() -> None:
         "nv_inference_request_duration_us": 42_000,
         "nv_inference_queue_duration_us": 1550,
         "nv_inference_compute_infer_duration_us": 900,
-        "nv_inference_compute_input_duration_us": 0,
-        "nv_inference_compute_output_duration_us": 0,
+        "nv_inference_compute_input_duration_us": 1,
+        "nv_inference_compute_output_duration_us": 1,
         "nv_inference_pending_request_count": 3,
     }
     assert {name: found.total(name, **MODEL) for name in wanted} == wanted
@@ -131,9 +129,8 @@ def test_figures_between_two_readings() -> None:
     one = made.open("kws", "1")
     for _ in range(100):
         one.answered(200, 3_000_000, "oip-http")
-        one.waited([200_000])
+        one.inferred(2, [200_000], 1, 1000, 1)
         one.executed(2, 1000, 1, 1)
-        one.inferences += 2
     one.answered(503, 1000, "oip-http")
     busier = Board(cores=4, cpu_busy_s=104.0, memory_bytes=1 << 30, memory_available_bytes=1 << 29)
     found = scrape.figures(before, reading(made, at=12.0, board=busier))
