@@ -8,8 +8,8 @@ The commands are functions too: `edgekit.build`, `optimize`, `convert`, `compres
 import os
 from typing import Any
 
-# ONNX Runtime tells its maker how it is used, from its import on; `disable_telemetry_events` comes too late for
-# the first report, and it keeps a database in the home folder. This it reads before.
+# ONNX Runtime tells its maker how it is used, from its import on, and keeps a database for that in the home
+# folder. Its `disable_telemetry_events` comes too late for the first report; this it reads before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _COMMANDS = ("optimize", "convert", "compress", "bench", "compare", "rebuild", "Built")

@@ -1,4 +1,4 @@
-"""Which names the processes of a command ask the resolver for. Run in network and mount namespaces of its own:
+"""Which names the processes of a command ask the resolver for. Run in namespaces of its own:
 
 unshare --net --mount python eavesdrop.py FILE COMMAND...     (FILE gets the names, a line each)
 """

@@ -284,8 +284,8 @@ class Lane:
             sketch.look([job.prepared.inputs for job in jobs], run.results)
 
     def _count(self, jobs: list[Job[Any]], run: Run, outcomes: list[Outcome[Any]]) -> None:
-        # Plain loops: after a run that went through megabytes nothing of this is in a cache any more, and what
-        # it costs are the functions called.
+        # Plain loops: after a run that went through megabytes nothing of this is in a cache any more, and
+        # what costs are the functions called.
         counters, labels = self._model.counters, self._model.config.labels
         waits_ns: list[int] = []
         inferences = input_ns = infer_ns = output_ns = 0

@@ -15,7 +15,7 @@ from edgekit import runtimes
 from edgekit.bundle.model import TensorSpec
 from edgekit.errors import EngineError
 from edgekit.runtimes import Array
-from edgekit.runtimes._pace import Pace, joinable, measure, trials
+from edgekit.runtimes._pace import Pace, Ran, joinable, measure, trials
 from edgekit_agent.messages import Pacing
 from edgekit_agent.serve import engine
 from tests.support.serving import Candidate, candidate, config, linear
@@ -64,6 +64,29 @@ class Engine:
 def test_a_run_that_costs_the_same_for_many_rows_is_shared() -> None:
     pace = measured(linear(), Engine(base_s=0.002))
     assert pace.batch == 16 and 1.9 < pace.batch_ms < 200 and 1.9 < pace.run_ms < 200
+
+
+def paced(run_ms: Mapping[int, float], disturbed: range) -> Pace:
+    """What a clock would say of rows that are answered as they came; ten times as long in these runs."""
+    made = linear()
+    runs = trials(made.load.golden, made.golden, 16)
+    inputs, number = next(runs), 0
+    try:
+        while True:
+            x = inputs["x"]
+            ms = run_ms[len(x)] * (10 if number in disturbed else 1)
+            inputs, number = runs.send(Ran({"y": x}, ms)), number + 1
+    except StopIteration as end:
+        assert isinstance(end.value, Pace)
+        return end.value
+
+
+def test_a_disturbance_does_not_forbid_it_for_good() -> None:
+    """Whatever runs are slow for a while because something else has the processor."""
+    shared = {1: 0.1, 2: 0.11, 4: 0.12, 8: 0.13, 16: 0.15}
+    for begin in range(40):
+        assert paced(shared, range(begin, begin + 12)).batch == 16
+    assert paced({1: 0.1, 2: 0.2}, range(0)).batch == 1
 
 
 def test_runs_that_would_keep_others_waiting_are_not_tried() -> None:
