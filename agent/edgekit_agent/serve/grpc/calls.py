@@ -44,7 +44,7 @@ class _Base:
         encoding = headers.get(b"grpc-encoding")
         if encoding is not None:
             framing.check_encoding(encoding)
-        self._messages = Messages(link.limits.max_body_bytes)
+        self._messages = Messages(link.limits.max_body_bytes, link.buffers)
         self._lease: Lease | None = None
         self._done = False
 

@@ -13,8 +13,10 @@ from edgekit_agent.serve.grpc.status import (
     UNIMPLEMENTED,
     RpcError,
 )
+from edgekit_agent.serve.room import Buffers
 
 PREFIX_BYTES = 5
+_WORTH_BYTES = 64 * 1024  # buffers of so many octets are worth keeping
 _ALIGNED = 16  # any data type's size divides it
 ENCODINGS = (b"identity", b"gzip", b"deflate")
 _UNITS = {
@@ -39,42 +41,59 @@ class TooLargeError(InputError):
 
 
 class Messages:
-    """Puts a stream's octets together to messages. Its memory is what was fed and not yet taken.
+    """Puts a stream's octets together to messages. Its memory is at most twice what was fed and not taken.
 
     A message that came in one piece is handed on without a copy. One in several ends at an aligned address,
     and with it its last tensor, which then need not be copied to be aligned.
     """
 
-    __slots__ = ("_buffer", "_max", "_pos")
+    __slots__ = ("_buffer", "_buffers", "_end", "_fresh", "_max", "_own", "_pos")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, buffers: Buffers | None = None) -> None:
+        """`buffers`: for large messages, of sizes that come again."""
         self._max = max_bytes
+        self._buffers = buffers
         self._buffer: Buffer = b""
-        self._pos = 0
+        self._pos = self._end = 0  # what is not taken lies between them
+        self._own = self._fresh = False  # _buffer is ours to write to; ... and not one of _buffers
 
     @property
     def empty(self) -> bool:
-        return self._pos == len(self._buffer)
+        return self._pos == self._end
 
     def feed(self, chunk: Chunk) -> None:
-        buffer = self._buffer
-        if self._pos == len(buffer):
-            self._buffer, self._pos = chunk, 0
-        elif isinstance(buffer, bytearray):
-            buffer += chunk
-        else:
-            rest = buffer[self._pos :]
-            self._pos = -(PREFIX_BYTES + int.from_bytes(rest[1:PREFIX_BYTES], "big")) % _ALIGNED
-            self._buffer = bytearray(self._pos)
-            self._buffer += rest
-            self._buffer += chunk
+        if self._pos == self._end:
+            self._buffer, self._pos, self._end, self._own = chunk, 0, len(chunk), False
+            return
+        end = self._end + len(chunk)
+        if not self._own or end > len(self._buffer):
+            self._move(len(chunk))
+            end = self._end + len(chunk)
+        memoryview(self._buffer)[self._end : end] = chunk
+        self._end = end
+
+    def _move(self, more: int) -> None:
+        """To a buffer that has room for `more` octets, and for the whole message when enough has come."""
+        rest = memoryview(self._buffer)[self._pos : self._end]
+        size = PREFIX_BYTES + int.from_bytes(rest[1:PREFIX_BYTES], "big")
+        there = len(rest) + more
+        pos = -size % _ALIGNED
+        made, self._fresh = None, False
+        if there <= size <= 4 * there and size >= _WORTH_BYTES and self._buffers is not None:
+            made = self._buffers.take(pos + size)  # which is in memory anyway
+        if made is None:
+            room = min(size, 2 * there) if there <= size else 2 * there
+            made, self._fresh = bytearray(pos + room), size == room >= _WORTH_BYTES
+        self._buffer = made
+        self._buffer[pos : pos + len(rest)] = rest
+        self._pos, self._end, self._own = pos, pos + len(rest), True
 
     def missing(self) -> int:
         """Octets that the message at hand still lacks; 0 when it is whole or has not begun.
 
         Raises RpcError when it is larger than allowed.
         """
-        there = len(self._buffer) - self._pos
+        there = self._end - self._pos
         if there < PREFIX_BYTES:
             return 0 if not there else PREFIX_BYTES - there
         return max(0, PREFIX_BYTES + self._size() - there)
@@ -82,25 +101,28 @@ class Messages:
     def take(self) -> tuple[bool, Buffer] | None:
         """The next message and whether it is compressed; None when none is whole. Raises RpcError."""
         pos = self._pos
-        if len(self._buffer) - pos < PREFIX_BYTES:
+        if self._end - pos < PREFIX_BYTES:
             return None
         flag, size = self._buffer[pos], self._size()
         if flag > 1:
             raise RpcError(INVALID_ARGUMENT, f"a message with flag {flag}")
         end = pos + PREFIX_BYTES + size
-        if len(self._buffer) < end:
+        if self._end < end:
             return None
-        if pos < _ALIGNED and end == len(self._buffer) and isinstance(self._buffer, bytearray):
-            message: Buffer = memoryview(self._buffer)[pos + PREFIX_BYTES :]
-        elif isinstance(self._buffer, bytearray):
-            message = bytes(memoryview(self._buffer)[pos + PREFIX_BYTES : end])
+        if not self._own:
+            message: Buffer = self._buffer[pos + PREFIX_BYTES : end]
+        elif pos < _ALIGNED and end == len(self._buffer):
+            message = memoryview(self._buffer)[pos + PREFIX_BYTES :]
+            if self._fresh and self._buffers is not None and isinstance(self._buffer, bytearray):
+                self._buffers.keep(self._buffer)
         else:
-            message = self._buffer[pos + PREFIX_BYTES : end]
+            message = bytes(memoryview(self._buffer)[pos + PREFIX_BYTES : end])
         self._pos = end
-        if end == len(self._buffer):
-            self._buffer, self._pos = b"", 0
-        elif isinstance(self._buffer, bytearray) and end > len(self._buffer) // 2:
-            self._buffer, self._pos = self._buffer[end:], 0
+        if end == self._end:
+            self._buffer, self._pos, self._end, self._own = b"", 0, 0, False
+        elif self._own and end > len(self._buffer) // 2:
+            self._buffer = self._buffer[end : self._end]
+            self._pos, self._end = 0, len(self._buffer)
         return flag == 1, message
 
     def _size(self) -> int:

@@ -21,6 +21,7 @@ from edgekit_agent.serve.grpc.service import Registry, Reply
 from edgekit_agent.serve.grpc.status import RpcError
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.peer import NOBODY
+from edgekit_agent.serve.room import Room
 from edgekit_agent.serve.shares import Share, Shares, Turns
 from edgekit_agent.serve.trace import Span
 
@@ -46,6 +47,7 @@ class Server(Protocol):
     shares: Shares
     turns: Turns
     budget: Budget
+    room: Room
 
 
 class Exchange(Protocol):
@@ -84,6 +86,7 @@ class Link:
         """Of the client, while the connection is open."""
         self.turns = server.turns
         self.shares = server.shares
+        self.buffers = server.room.buffers
         self._server = server
 
     def join(self) -> Share:

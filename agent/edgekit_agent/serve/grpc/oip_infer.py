@@ -22,6 +22,7 @@ from edgekit_agent.serve.grpc import oip_messages as m
 from edgekit_agent.serve.grpc import status, wire
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
 from edgekit_agent.serve.grpc.oip_templates import Template, Templates
+from edgekit_agent.serve.grpc.patterns import Octets
 from edgekit_agent.serve.grpc.service import Incoming, Reply
 from edgekit_agent.serve.grpc.wire import Values
 from edgekit_agent.serve.limits import Limits
@@ -74,7 +75,7 @@ class Codec:
         self.heavy = False
         """Whether decoding is worth a thread: raw tensors are taken as they lie, so only the others count."""
         message = incoming.message
-        found = templates.find(message) if isinstance(message, bytes) else None
+        found = templates.find(message) if isinstance(message, Octets) else None
         if found is not None and found[1].isascii():  # of others the parser says whether they are UTF-8
             self._template, self.identity = template, _ = found
             self.name, self.version = template.name, template.version
@@ -95,7 +96,7 @@ class Codec:
     def decode(self, model: Model, limits: Limits) -> Prepared:
         incoming, template = self._incoming, self._template
         message = incoming.message
-        if template is not None and isinstance(message, bytes):
+        if template is not None and isinstance(message, Octets):
             request = template.request
             if request.wanted is not None:
                 oip.check_wanted(request, model.config.outputs)
@@ -108,7 +109,7 @@ class Codec:
             request = _request(values, Access(self._regions, incoming.peer, limits.max_body_bytes))
             oip.check_wanted(request, model.config.outputs)
             prepared = prepare(model, request.inputs, limits, request)
-            if isinstance(message, bytes) and not self.heavy:
+            if isinstance(message, Octets) and not self.heavy:
                 self._templates.learn(message, self.name, self.version, request)
         request.hurry(prepared, incoming.received_ns)
         return prepared

@@ -12,7 +12,7 @@ from edgekit_agent.serve import oip
 from edgekit_agent.serve.grpc import oip_messages as m
 from edgekit_agent.serve.grpc import templates, wire
 from edgekit_agent.serve.grpc.framing import Buffer
-from edgekit_agent.serve.grpc.patterns import MAX_BYTES, MAX_ID, Pattern, fields
+from edgekit_agent.serve.grpc.patterns import MAX_BYTES, MAX_ID, Octets, Pattern, fields
 from edgekit_agent.serve.model import Model
 
 _NAME, _VERSION, _ID, _RAW = 0x0A, 0x12, 0x1A, 0x3A
@@ -82,7 +82,7 @@ class Template(templates.Template):
 class Templates(templates.Templates[Template]):
     """What is known of ModelInfer."""
 
-    def learn(self, message: bytes, name: str, version: str, parsed: oip.InferRequest) -> None:
+    def learn(self, message: Octets, name: str, version: str, parsed: oip.InferRequest) -> None:
         """Keep what `message` was found to say, when its like may come again."""
         arrays = parsed.inputs
         if any(array.dtype.kind in "bO" for array in arrays.values()):

@@ -8,7 +8,10 @@ and one whole field between two others may be exchanged for another of the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+Octets = bytes | memoryview
+"""A view where it is large."""
 MAX_BYTES = 2048
 """Of a message without its tensors; longer ones are not kept."""
 MAX_ID = 127
@@ -22,7 +25,7 @@ class Pattern:
     __slots__ = ("_after", "_at", "_before", "_between", "_size", "_whole")
 
     def __init__(
-        self, message: bytes, tensors: Sequence[tuple[int, int]], identity: tuple[int, int] | None = None
+        self, message: Octets, tensors: Sequence[tuple[int, int]], identity: tuple[int, int] | None = None
     ) -> None:
         """`tensors`: where each lies in `message`, begin and end, in ascending order.
 
@@ -34,38 +37,48 @@ class Pattern:
         first = tensors[0][0]
         self._at = at
         self._size = end - (after - at)
-        self._whole = message[: max(at, 0)] + message[max(after, 0) : first]
-        self._before, self._after = message[: max(at, 0)], message[max(after, 0) : first]
+        self._before, self._after = bytes(message[: max(at, 0)]), bytes(message[max(after, 0) : first])
+        self._whole = self._before + self._after
         gaps = zip([stop for _, stop in tensors], [*(start for start, _ in tensors[1:]), end], strict=True)
         # The octets between tensors, and behind the last.
-        self._between = tuple((stop - end, message[stop:start]) for stop, start in gaps if start > stop)
+        self._between = tuple(
+            (stop - end, bytes(message[stop:start])) for stop, start in gaps if start > stop
+        )
 
-    def fits(self, message: bytes) -> bytes | None:
+    def fits(self, message: Octets) -> bytes | None:
         """What the field of variable size holds, empty where there is none; None: this is another message."""
         extra = len(message) - self._size
         found = b""
+        starts = message.startswith if isinstance(message, bytes) else partial(_starts, message)
         if not extra:
-            if not message.startswith(self._whole):
+            if not starts(self._whole):
                 return None
         else:
             at = self._at
             if not (
                 1 < extra <= MAX_ID + 2
                 and at >= 0
-                and message.startswith(self._before)
+                and starts(self._before)
                 and message[at] == _ID
                 and message[at + 1] == extra - 2
-                and message.startswith(self._after, at + extra)
+                and starts(self._after, at + extra)
             ):
                 return None
-            found = message[at + 2 : at + extra]
+            found = bytes(message[at + 2 : at + extra])
         for place, octets in self._between:
-            if not message.startswith(octets, place):
+            if not starts(octets, place):
                 return None
         return found
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+def _starts(view: memoryview, octets: bytes, place: int = 0) -> bool:
+    """As bytes.startswith."""
+    if place < 0:
+        place += len(view)
+    return view[place : place + len(octets)] == octets
+
+
+def fields(message: Octets) -> Iterator[tuple[int, int, int, int]]:
     """Of a message that was parsed already: tag, begin of the field, begin and end of its octets.
 
     Ends before the first field that is not length-delimited or whose tag is longer than an octet.

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.runtimes import Array
 from edgekit_agent.serve.core import Prepared, prepare
-from edgekit_agent.serve.grpc.patterns import Pattern
+from edgekit_agent.serve.grpc.patterns import Octets, Pattern
 from edgekit_agent.serve.infer import PACKED_BYTES, Layout
 from edgekit_agent.serve.limits import Limits
 from edgekit_agent.serve.model import Model
@@ -39,16 +39,16 @@ class Template:
         single = len(tensors) == 1 and stop - start <= PACKED_BYTES
         self._layout = Layout(name, dtype, shape) if single else None
 
-    def prepare(self, model: Model, message: bytes, limits: Limits) -> Prepared:
+    def prepare(self, model: Model, message: Octets, limits: Limits) -> Prepared:
         """As infer.prepare does it. Raises InputError."""
         end, samples = len(message), self._fits.get(model.number)
         if samples is not None and self._layout is not None:
             _, _, _, start, stop = self.tensors[0]
-            return Prepared(None, samples, None, message[end + start : end + stop], self._layout)
+            return Prepared(None, samples, None, bytes(message[end + start : end + stop]), self._layout)
         arrays: dict[str, Array] = {}
         for name, dtype, shape, start, stop in self.tensors:
             if stop - start <= _SLICED:  # octets that are cut out are aligned
-                arrays[name] = np.ndarray(shape, dtype, message[end + start : end + stop])
+                arrays[name] = np.ndarray(shape, dtype, bytes(message[end + start : end + stop]))
             else:
                 array: Array = np.ndarray(shape, dtype, message, end + start)
                 arrays[name] = array if array.flags.aligned else array.copy()
@@ -69,7 +69,7 @@ class Templates(Generic[T]):
     def __init__(self) -> None:
         self.known: list[T] = []
 
-    def find(self, message: bytes) -> tuple[T, bytes] | None:
+    def find(self, message: Octets) -> tuple[T, bytes] | None:
         """With what the pattern's field of variable size holds."""
         known = self.known
         for template in known:

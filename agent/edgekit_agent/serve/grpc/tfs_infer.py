@@ -9,6 +9,7 @@ from edgekit_agent.serve.core import Prepared, prepare
 from edgekit_agent.serve.grpc import status, tfs_tensors, wire
 from edgekit_agent.serve.grpc import tfs_messages as m
 from edgekit_agent.serve.grpc.framing import Buffer, Compressed
+from edgekit_agent.serve.grpc.patterns import Octets
 from edgekit_agent.serve.grpc.service import Reply
 from edgekit_agent.serve.grpc.tfs_templates import Template, Templates, entry, model_spec, tail
 from edgekit_agent.serve.grpc.wire import Message, Values
@@ -62,7 +63,7 @@ class Predict(_Codec):
     def __init__(self, templates: Templates, message: Buffer | Compressed) -> None:
         self._templates = templates
         self._template: Template | None = None
-        self._plain = message if isinstance(message, bytes) else b""
+        self._plain: Octets = message if isinstance(message, Octets) else b""
         if self._plain and (found := templates.find(self._plain)) is not None:
             self._template = found[0]
             self.spec = self._template.spec

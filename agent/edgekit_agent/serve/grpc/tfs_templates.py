@@ -13,7 +13,7 @@ from edgekit_agent.serve import oip, tfs
 from edgekit_agent.serve.grpc import templates, tfs_tensors, wire
 from edgekit_agent.serve.grpc import tfs_messages as m
 from edgekit_agent.serve.grpc.framing import Buffer
-from edgekit_agent.serve.grpc.patterns import MAX_BYTES, Pattern
+from edgekit_agent.serve.grpc.patterns import MAX_BYTES, Octets, Pattern
 from edgekit_agent.serve.grpc.wire import Values
 from edgekit_agent.serve.model import Model
 
@@ -93,7 +93,7 @@ def entry(name: str, outputs: dict[str, Array]) -> list[Buffer]:
 class Templates(templates.Templates[Template]):
     """What is known of Predict."""
 
-    def learn(self, message: bytes, spec: Values, arrays: dict[str, Array], wanted: tuple[str, ...]) -> None:
+    def learn(self, message: Octets, spec: Values, arrays: dict[str, Array], wanted: tuple[str, ...]) -> None:
         """Keep what `message` was found to say, when its like may come again. `arrays`: as it was parsed."""
         if not arrays or any(array.dtype.kind in "bO" for array in arrays.values()):
             return  # their octets are looked at each time
@@ -111,7 +111,7 @@ class Templates(templates.Templates[Template]):
         self.keep(Template(Pattern(message, places), tuple(found), spec, wanted))
 
 
-def _place(message: bytes, tensor: Buffer, array: Array) -> int:
+def _place(message: Octets, tensor: Buffer, array: Array) -> int:
     """Where in `message` the octets are that tfs_tensors.decode has made `array` of; -1: in no one place.
 
     `tensor`: the TensorProto, a view of the message.

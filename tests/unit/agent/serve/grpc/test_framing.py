@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from edgekit_agent.serve.grpc import framing, status
 from edgekit_agent.serve.grpc.framing import Compressed, DamagedError, Messages, TooLargeError, prefix
 from edgekit_agent.serve.grpc.status import RpcError
+from edgekit_agent.serve.room import Buffers
 
 
 @given(
@@ -72,6 +74,33 @@ def test_a_message_in_pieces_ends_aligned(size: int) -> None:
     taken = reader.take()
     assert taken is not None and taken[1] == body[:size] and isinstance(taken[1], memoryview)
     assert np.frombuffer(taken[1], np.uint8)[-96:].view("<f8").flags.aligned
+
+
+def test_large_messages_of_one_size_share_a_buffer() -> None:
+    """Once the one before is not used any more, and never before half of the message has come."""
+    buffers, size = Buffers(1 << 20), 100_000
+    whole = prefix(size) + bytes(range(250)) * (size // 250)
+
+    def received() -> memoryview:
+        reader = Messages(1 << 20, buffers)
+        for begin in range(0, len(whole), 30_000):
+            reader.feed(whole[begin : begin + 30_000])
+        taken = reader.take()
+        assert taken is not None and taken[1] == whole[5:] and isinstance(taken[1], memoryview)
+        return taken[1]
+
+    first, second = received(), received()
+    used = {id(first.obj), id(second.obj)}
+    assert len(used) == 2
+    del first, second
+    assert id(received().obj) in used
+    reader = Messages(1 << 30, buffers)
+    announced = prefix(1 << 29) + bytes(1000)
+    tracemalloc.start()
+    reader.feed(announced)
+    reader.feed(bytes(1000))
+    assert tracemalloc.get_traced_memory()[1] < 10_000
+    tracemalloc.stop()
 
 
 def test_size_is_checked_by_the_prefix() -> None:

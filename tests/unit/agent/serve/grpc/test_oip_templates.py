@@ -23,6 +23,7 @@ from edgekit_agent.serve.model import Model
 from edgekit_agent.serve.shared_memory import Regions
 from tests.unit.agent.serve.test_templates import model
 
+VIEW_FROM = 150
 LIMITS = Limits(max_batch=20_000)
 SERVED = model({"a": (-1, 2), "b": (-1, 3)}, {"y": (-1, 2), "z": (-1, 1)})
 
@@ -52,7 +53,8 @@ def ask(
     message: bytes, templates: Templates, to: Model = SERVED, *, stream: bool = False
 ) -> tuple[bool, dict[str, bytes], bytes, int]:
     """Whether it was recognized, the inputs, the answer, its priority. Raises InputError."""
-    codec = Codec(Arrived(message, 1_000, 0, {}), Regions(), templates, stream)
+    whole = memoryview(bytearray(message)) if len(message) >= VIEW_FROM else message  # as framing.py has it
+    codec = Codec(Arrived(whole, 1_000, 0, {}), Regions(), templates, stream)
     prepared = codec.decode(to, LIMITS)
     outputs = {
         spec.name: np.arange(prepared.samples * spec.shape[1], dtype=np.float32).reshape(prepared.samples, -1)
