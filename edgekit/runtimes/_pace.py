@@ -98,15 +98,16 @@ def trials(
                 return Pace(pace.run_ms)
             # The shortest of a few, and of a few more where that does not pay: on a busy machine the others
             # tell about the neighbours. (One load in sixteen of a perceptron was never batched without.)
-            shortest_ms, spent_ms = math.inf, spent_ms + ran.ms
+            shortest_ms, spent_ms, pays = math.inf, spent_ms + ran.ms, False
             for _ in range(_ROUNDS):
                 times = []
                 while len(times) < _RUNS and sum(times) < _SIZE_MS:
                     times.append((yield joined).ms)
                 shortest_ms, spent_ms = min(shortest_ms, *times), spent_ms + sum(times)
-                if best_ms / (shortest_ms / size) >= _GAIN:
+                pays = best_ms / (shortest_ms / size) >= _GAIN
+                if pays:
                     break
-            if best_ms / (shortest_ms / size) >= _GAIN:
+            if pays:
                 best_ms, misses = shortest_ms / size, 0
                 pace = replace(pace, batch=size, batch_ms=round(shortest_ms, 5))
             elif misses or pace.batch == 1:

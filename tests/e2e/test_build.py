@@ -24,6 +24,7 @@ from edgekit.build.cache import unpack
 from edgekit.bundle.model import Certificate
 from edgekit.crypto.keyring import KeyRing
 from edgekit.runtimes import _golden
+from tests.support.namespaces import unshare, walled
 from tests.unit.build import models
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("build")]
@@ -36,8 +37,6 @@ AFFINE = ["--affine", "0.5847029089927673,83"]
 Words = list[str | Path]
 GOOD: Words = ["--calibration", f"{DATA}[0:200]", "--evaluate", f"{DATA}[200:1000]", "--labels", "y", *AFFINE]
 SMALL: Words = ["--precision", "int8", "--objective", "size"]
-EAVESDROP = Path(__file__).parents[1] / "support" / "eavesdrop.py"
-NOT_ALLOWED = "this machine does not allow it: "
 
 
 @dataclass(frozen=True)
@@ -257,24 +256,12 @@ def test_no_gate_ships_it_and_the_certificate_says_so(bench: Bench, forced: tupl
     assert "--no-gate" in shown.out
 
 
-def unshare(*kinds: str) -> list[str]:
-    """A command prefix with namespaces of its own; skips where this machine forbids it."""
-    prefix = ["unshare", *(["--map-root-user"] if os.geteuid() else []), *kinds]
-    if not shutil.which("unshare"):
-        pytest.skip(NOT_ALLOWED + "no unshare")
-    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(NOT_ALLOWED + tried.stderr)
-    return prefix
-
-
 def test_it_builds_without_a_network(bench: Bench, first: Done) -> None:
     """With other rows, so that both quantizers really run: no library waits for an answer from outside."""
     words: Words = ["build", MODEL, "--profile", "jetson", "-o", bench.folder / "offline.edgekit"]
     rows: Words = ["--calibration", f"{DATA}[0:100]"]
     asked = bench.folder / "asked"
-    wall = [*unshare("--net", "--mount"), sys.executable, str(EAVESDROP), str(asked)]
-    done = bench.run(*words, *GOOD, *rows, *SMALL, "--json", through=wall)
+    done = bench.run(*words, *GOOD, *rows, *SMALL, "--json", through=walled(asked))
     assert done.code == 0, done.err
     assert asked.read_text() == "", "a library reports to its maker"
     assert done.answer["cache_hits"] == 6  # the fp32 baselines

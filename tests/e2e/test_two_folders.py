@@ -16,7 +16,7 @@ from edgekit.build import sources
 from edgekit.crypto.keyring import KeyRing
 from edgekit.errors import EngineMissing
 from edgekit.profile import Precision, Target
-from tests.e2e.test_build import EAVESDROP, unshare
+from tests.support.namespaces import walled
 
 ROOT = Path(__file__).parents[2]
 KWS = ROOT / "examples" / "kws"
@@ -123,7 +123,7 @@ lightgbm.train(how, data, 5).save_model(sys.argv[1])
 def test_a_machine_without_a_network_builds_every_format(tmp_path: Path) -> None:
     """After `edgekit setup`, from an empty cache of results: conversion, clean-up, build and measurement."""
     asked = tmp_path / "asked"
-    wall = [*unshare("--net", "--mount"), sys.executable, str(EAVESDROP), str(asked)]
+    wall = walled(asked)
     environments = ("sklearn", "tensorflow", "torch")
     subprocess.run([EDGEKIT, "setup", *environments, "--quiet"], check=True)
     for env, code, name in (("tensorflow", KERAS, "small.keras"), ("sklearn", LIGHTGBM, "wine.txt")):

@@ -13,11 +13,10 @@ from edgekit_agent.serve.grpc.status import (
     UNIMPLEMENTED,
     RpcError,
 )
-from edgekit_agent.serve.room import Buffers
+from edgekit_agent.serve.room import ALIGNED, Buffers
 
 PREFIX_BYTES = 5
 _WORTH_BYTES = 64 * 1024  # buffers of so many octets are worth keeping
-_ALIGNED = 16  # any data type's size divides it
 ENCODINGS = (b"identity", b"gzip", b"deflate")
 _UNITS = {
     b"H": 3600 * 10**9,
@@ -41,7 +40,8 @@ class TooLargeError(InputError):
 
 
 class Messages:
-    """Puts a stream's octets together to messages. Its memory is at most twice what was fed and not taken.
+    """Puts a stream's octets together to messages. Its memory is at most twice what was fed and not taken, or
+    a buffer of `buffers`, which is in memory anyway.
 
     A message that came in one piece is handed on without a copy. One in several ends at an aligned address,
     and with it its last tensor, which then need not be copied to be aligned.
@@ -77,10 +77,10 @@ class Messages:
         rest = memoryview(self._buffer)[self._pos : self._end]
         size = PREFIX_BYTES + int.from_bytes(rest[1:PREFIX_BYTES], "big")
         there = len(rest) + more
-        pos = -size % _ALIGNED
+        pos = -size % ALIGNED
         made, self._fresh = None, False
         if there <= size <= 4 * there and size >= _WORTH_BYTES and self._buffers is not None:
-            made = self._buffers.take(pos + size)  # which is in memory anyway
+            made = self._buffers.take(pos + size)
         if made is None:
             room = min(size, 2 * there) if there <= size else 2 * there
             made, self._fresh = bytearray(pos + room), size == room >= _WORTH_BYTES
@@ -111,7 +111,7 @@ class Messages:
             return None
         if not self._own:
             message: Buffer = self._buffer[pos + PREFIX_BYTES : end]
-        elif pos < _ALIGNED and end == len(self._buffer):
+        elif pos < ALIGNED and end == len(self._buffer):
             message = memoryview(self._buffer)[pos + PREFIX_BYTES :]
             if self._fresh and self._buffers is not None and isinstance(self._buffer, bytearray):
                 self._buffers.keep(self._buffer)
