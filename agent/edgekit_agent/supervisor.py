@@ -8,6 +8,8 @@ successor is there already where memory allows (spare.py); what is wrong with a 
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -154,17 +156,25 @@ class Supervisor:
         """Serve `release` from now on; no request fails, unless memory is short: then requests get 503 while
         it is loaded. The caller closes what was served before.
 
-        When it raises (the engine's or the golden check's error, SystemFault), the old release serves.
+        A release is not blamed for a SIGKILL, which comes from outside (a person, the kernel when memory
+        runs out): it is loaded once more. When this raises (the engine's or the golden check's error,
+        SystemFault), the old release serves.
         """
         with self._loading:
             before, replace = self._release, self._must_replace(release)
             if replace:
                 log.warning("memory is short: %s ends before %s is loaded", before, release.release)
-            try:
-                answer = self._load(self._current(), release, timeout_s, replace=replace)
-            except EdgekitError as exc:
-                self._put_back(exc, replaced=replace)
-                raise
+            for again in (False, True):
+                serving = self._current()
+                try:
+                    answer = self._load(serving, release, timeout_s, replace=replace)
+                    break
+                except EdgekitError as exc:
+                    killed = isinstance(exc, Closed) and _ended(serving) == -signal.SIGKILL
+                    self._put_back(exc, replaced=replace)
+                    if again or not killed:
+                        raise
+                    log.warning("%s is loaded once more: something killed the process", release.release)
             self._serves(release, answer)
             return answer
 
@@ -402,6 +412,13 @@ class Supervisor:
             self._revive(verdict.reason)
         else:
             self._revive(verdict.reason)
+
+
+def _ended(serving: Serving) -> int | None:
+    """The status of a process that has hung up; None: it runs still."""
+    with suppress(subprocess.TimeoutExpired):
+        return serving.process.wait(1.0)
+    return None
 
 
 def _sent(serving: Serving, message: Load, descriptors: Sequence[int], timeout_s: float) -> Loaded:

@@ -262,6 +262,23 @@ def test_a_candidate_that_takes_serving_down_changes_nothing(
     assert client.served_weight() == 2.0, "nothing is stuck"
 
 
+@pytest.mark.parametrize("mode", ["killed-once", "killed-always"])
+def test_a_kill_from_outside_is_not_the_candidates_fault_the_first_time(
+    tmp_path: Path, supervisor: Supervisor, mode: str
+) -> None:
+    client = Client(unix=tmp_path / "s.sock")
+    supervisor.swap(prepared(tmp_path, "1.0.0", variant(1.0)), 60)
+    candidate = prepared(tmp_path, "2.0.0", strange(2.0, mode))
+    if mode == "killed-once":
+        assert supervisor.swap(candidate, 60).ok
+        assert client.served_weight() == 2.0
+    else:
+        with pytest.raises(SystemFault):
+            supervisor.swap(candidate, 60)
+        candidate.close()
+        assert client.served_weight() == 1.0
+
+
 def test_where_memory_is_short_the_old_release_ends_first_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 NAME = "stranger"
 
 CODE = """
-import ctypes, os, threading, time
+import ctypes, os, signal, threading, time
 import numpy as np
 
 HOARD = []
@@ -57,12 +57,18 @@ class Engine:
         if mode == "raise": raise ZeroDivisionError("no reason")
         if mode == "hang-in-serving" and "worker" in open("/proc/self/cmdline").read(): time.sleep(3600)
         if mode == "crash-in-serving" and "worker" in open("/proc/self/cmdline").read(): ctypes.string_at(0)
+        if mode.startswith("killed") and "worker" in open("/proc/self/cmdline").read():
+            mark = __file__ + ".killed"
+            if mode == "killed-always" or not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
         weights = files.get("weights.bin")
         return Session(mode, None if weights is None else np.frombuffer(weights, "<f4").reshape(4, -1))
 
 RUNTIME = Engine()
 """
-"""`leak` keeps as many MiB as the second value of `x` says. `*-in-serving`: not in a probe.
+"""`leak` keeps as many MiB as the second value of `x` says. `*-in-serving`, `killed-once`, `killed-always`:
+not in a probe.
 `slowly-*`: every run takes 2 ms, so that it gets a thread."""
 
 
