@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from edgekit.host import keep_private
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_THP_DISABLE = 41
 _M_ARENA_MAX = -8
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -83,6 +85,17 @@ def give_back_memory() -> None:
     trim = getattr(_LIBC, "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)
+
+
+def allow_large_pages(allowed: bool) -> None:
+    """Whether the kernel may put this process's memory into large pages (2 MiB on most machines).
+
+    Those there are stay. Under load they are worth having (see launch.py). Without load the kernel's
+    khugepaged makes whole pages out of what `give_back_memory` has left: 10 of 20 MiB given back were taken
+    again within a minute.
+    """
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        _prctl(_PR_SET_THP_DISABLE, int(not allowed))
 
 
 def _status_mib(key: str) -> float:

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -93,6 +93,7 @@ class Worker:
         self.memory = Memory()
         self._begin = time.monotonic()
         self._loading = asyncio.Lock()
+        self._loads = 0  # begun and ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def obey(self) -> None:
@@ -112,7 +113,9 @@ class Worker:
         while True:
             await asyncio.sleep(_LOOK_S)
             now, connections = time.monotonic(), self.server.connections
-            if quiet.look(now, self._answered(), connections) and not self.core.in_flight:
+            over = quiet.look(now, self._answered() + self._loads, connections)
+            process.allow_large_pages(not quiet.tidy)
+            if over and not self.core.in_flight and not self._loading.locked():
                 await asyncio.to_thread(process.give_back_memory)
             if len(self.core.models) > 1:
                 await asyncio.to_thread(self.memory.make_room)
@@ -156,7 +159,7 @@ class Worker:
 
     async def _load(self, message: Load, fds: list[int]) -> Loaded:
         """Beside the old release; the swap itself is one assignment on the loop."""
-        async with self._loading:
+        async with self._loading, self._large_pages():
             self.core.restarts = max(self.core.restarts, message.restarts)
             try:
                 if message.replace:
@@ -181,6 +184,16 @@ class Worker:
             answer = engine.success(message, proven) if proven else engine.put_off(message)
         self._later(self._bound_when_alone())
         return answer
+
+    @contextlib.asynccontextmanager
+    async def _large_pages(self) -> AsyncIterator[None]:
+        """For what a load takes, some of which stays; `tend` looks after it."""
+        process.allow_large_pages(True)
+        self._loads += 1
+        try:
+            yield
+        finally:
+            self._loads += 1
 
     async def _make(self, message: Load, fds: list[int]) -> tuple[Model, engine.Proven | None]:
         """What is to be served, and what was proven of it; None: it is loaded later. Raises EdgekitError."""

@@ -51,6 +51,12 @@ def settled_mib(pid: int) -> float:
     return found[-1]
 
 
+def large_pages(pid: int) -> bool:
+    """Whether the process may have them."""
+    fields = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return next(words[1] for words in fields if words[0] == "THP_enabled:") == "1"
+
+
 def test_large_bodies_of_many_clients(tmp_path: Path) -> None:
     """32 clients send 3 MiB each, more than the engine can take: some is read ahead, not all of it."""
     net = slow()
@@ -62,7 +68,9 @@ def test_large_bodies_of_many_clients(tmp_path: Path) -> None:
         result = load.run(serving.address, message, BODIES, 2.0)
         assert result.answered > BODIES
         loaded = pss_mib(pid)
+        assert large_pages(pid)
         idle = settled_mib(pid)
+        assert not large_pages(pid)  # khugepaged would take again what was given back
         load.run(serving.address, message, BODIES, 2.0)
         after = settled_mib(pid)
     all_mib = BODIES * len(message) / 2**20

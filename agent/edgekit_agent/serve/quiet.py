@@ -9,18 +9,20 @@ NOBODY_S = 1.0
 
 
 class Quiet:
-    """Asked now and then; True once after each load."""
+    """Asked now and then; True once after each load, the first of which is the beginning."""
 
     def __init__(self, now: float) -> None:
         self._answered = 0
         self._since = now
-        self._tidy = True
+        self.tidy = False
+        """Nothing was done since memory was given back."""
 
     def look(self, now: float, answered: int, connections: int) -> bool:
-        """`answered`: requests so far; `connections`: open ones; `now` in seconds, on any clock."""
+        """`answered`: requests so far, or any other count of work; `connections`: open ones; `now` in
+        seconds, on any clock."""
         if answered != self._answered:
-            self._answered, self._since, self._tidy = answered, now, False
-        if self._tidy or now - self._since < (QUIET_S if connections else NOBODY_S):
+            self._answered, self._since, self.tidy = answered, now, False
+        if self.tidy or now - self._since < (QUIET_S if connections else NOBODY_S):
             return False
-        self._tidy = True
+        self.tidy = True
         return True

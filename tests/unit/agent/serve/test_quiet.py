@@ -7,7 +7,8 @@ from edgekit_agent.serve.quiet import NOBODY_S, QUIET_S, Quiet
 
 def test_once_after_each_load() -> None:
     quiet, at = Quiet(0.0), 100.0
-    assert not quiet.look(at, 0, 1)  # nobody has asked yet
+    assert quiet.look(at, 0, 1)  # what starting took
+    assert not quiet.look(at, 0, 1)
     assert not quiet.look(at, 5, 1)
     assert not quiet.look(at + QUIET_S - 0.1, 5, 1)
     assert quiet.look(at + QUIET_S, 5, 1)
