@@ -292,6 +292,7 @@ async def serve(
         least_ahead=core.least_ahead,
     )  # fmt: skip
     core.connections = lambda: server.connections
+    core.lone = server.lone
     worker = Worker(AsyncChannel(control), core, server, watch)
     obeying = asyncio.create_task(worker.obey())
     tending = asyncio.create_task(worker.tend())

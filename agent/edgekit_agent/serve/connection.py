@@ -87,6 +87,11 @@ class Connection(asyncio.Protocol):
         return self._current is None and not self._waiting and self._begun is None
 
     @property
+    def lone(self) -> bool:
+        """Nothing is asked beside what is being answered."""
+        return not self._waiting
+
+    @property
     def _waits(self) -> bool:
         """Nothing is read, for there is enough to do."""
         return self._apart is not None and self._apart.waits

@@ -46,6 +46,8 @@ class Core:
         """Of the release that is served; 0: none."""
         self.connections: Callable[[], int] = lambda: 0
         """How many are open; shown as a metric."""
+        self.lone: Callable[[], bool] = lambda: False
+        """Whether there is one connection only, and that asks one thing at a time."""
         self.ledger = metrics.Ledger()
         self.regions = Regions()
         """Shared memory that clients have registered."""
@@ -88,7 +90,7 @@ class Core:
         if old is not None:
             old.retire(lambda: self._retired(old))
         if model is not None:
-            model.lane = Lane(model, self.limits, self._finish, self.turns)
+            model.lane = Lane(model, self.limits, self._finish, self.turns, self._alone)
             self._in_use.add(model)
         self._lanes = [one.lane for one in self.models.values()]
 
@@ -190,6 +192,9 @@ class Core:
         self._in_use.discard(model)
         del model
         await asyncio.to_thread(process.give_back_memory)
+
+    def _alone(self) -> bool:
+        return self.in_flight == 1 and self.lone()
 
     # --- inference
 

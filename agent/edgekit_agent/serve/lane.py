@@ -59,8 +59,12 @@ Finish = Callable[[Job[Any], Outcome[Any]], None]
 class Lane:
     """Lives on the event loop, except for `_work`."""
 
-    def __init__(self, model: Model, limits: Limits, finish: Finish, turns: Turns) -> None:
-        """`finish` gets each job with its outcome, once, on the loop."""
+    def __init__(
+        self, model: Model, limits: Limits, finish: Finish, turns: Turns, alone: Callable[[], bool]
+    ) -> None:
+        """`finish` gets each job with its outcome, once, on the loop; `alone`: whether one request is all
+        there is, and nobody else is connected."""
+        self._alone = alone
         self._turns = turns
         self._model = model
         self._resident = model.resident
@@ -149,7 +153,7 @@ class Lane:
             # Short runs are cheaper without a thread, but never two at once.
             if (
                 self._runs == 0
-                and self._inline.allows(self._model.pace.estimate_ms(samples), len(jobs))
+                and self._inline.allows(self._model.pace.estimate_ms(samples), len(jobs), alone=self._alone())
                 and (self._resident is None or self._resident.pin())
             ):
                 begun = self._inline.begin()

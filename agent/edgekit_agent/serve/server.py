@@ -101,6 +101,10 @@ class Server:
     def connections(self) -> int:
         return len(self._connections)
 
+    def lone(self) -> bool:
+        """Whether there is one connection only, and that asks one thing at a time."""
+        return len(self._connections) == 1 and all(one.lone for one in self._connections)
+
     async def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Begin to accept."""
         self._listeners = listeners

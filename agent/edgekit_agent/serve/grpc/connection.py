@@ -104,6 +104,11 @@ class Connection(asyncio.Protocol):
         """Nothing is asked that is not answered."""
         return not self._machine.streams and not self._machine.orphans
 
+    @property
+    def lone(self) -> bool:
+        """Nothing is asked beside what is being answered."""
+        return len(self._machine.streams) + self._machine.orphans <= 1
+
     def close_if_idle(self) -> None:
         """Called again and again while the server ends: take no more requests, then close."""
         if self._transport is None or self._hung_up:

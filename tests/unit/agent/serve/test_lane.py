@@ -361,6 +361,42 @@ def test_a_run_of_many_requests_may_block_the_loop_for_longer() -> None:
     assert inline.allows(0.6, 8) and not inline.allows(1.0, 32)
 
 
+def test_a_run_that_keeps_nobody_waiting_may_block_the_loop_for_longer() -> None:
+    inline = Inline(0.5)
+    assert inline.allows(24.0, 1, alone=True) and not inline.allows(24.0, 1)
+    assert not inline.allows(26.0, 1, alone=True) and not Inline(0).allows(1.0, 1, alone=True)
+    assert inline.allows(12.0, 1, alone=True)
+    for ms in (13.0, 47.0):  # usual for it
+        inline.blocked(ms, inline.begin())
+        assert inline.allows(12.0, 1, alone=True)
+    inline.blocked(60.0, inline.begin())
+    assert not inline.allows(12.0, 1, alone=True)
+    for _ in range(32):
+        inline.passed(13.0)
+    assert inline.allows(12.0, 1, alone=True)
+
+
+def test_on_the_loop_only_while_nobody_else_is_there() -> None:
+    async def test(bench: Bench) -> None:
+        here, threads = threading.get_ident(), list[int]()
+        plain = bench.session.run
+
+        def noted(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            threads.append(threading.get_ident())
+            return plain(inputs)
+
+        bench.session.run = noted  # type: ignore[method-assign]
+        await bench.ask(Rows(1))
+        bench.core.lone = lambda: True
+        await bench.ask(Rows(1))
+        assert here != threads[0] and here == threads[1]
+        bench.core.in_flight += 1  # one that is being decoded, or another model's
+        await bench.ask(Rows(1))
+        assert here != threads[2]
+
+    run(test, Limits(), Pace(5.0))
+
+
 def test_the_more_often_a_model_blocks_the_loop_the_longer_it_keeps_off() -> None:
     inline = Inline(1.0)
 
