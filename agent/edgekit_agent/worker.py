@@ -93,7 +93,7 @@ class Worker:
         self.memory = Memory()
         self._begin = time.monotonic()
         self._loading = asyncio.Lock()
-        self._loads = 0  # begun and ended
+        self._worked = 0  # counts what is worth large pages, beside answers
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def obey(self) -> None:
@@ -113,7 +113,8 @@ class Worker:
         while True:
             await asyncio.sleep(_LOOK_S)
             now, connections = time.monotonic(), self.server.connections
-            over = quiet.look(now, self._answered() + self._loads, connections)
+            self._worked += self.core.measuring
+            over = quiet.look(now, self._answered() + self._worked, connections)
             process.allow_large_pages(not quiet.tidy)
             if over and not self.core.in_flight and not self._loading.locked():
                 await asyncio.to_thread(process.give_back_memory)
@@ -189,11 +190,11 @@ class Worker:
     async def _large_pages(self) -> AsyncIterator[None]:
         """For what a load takes, some of which stays; `tend` looks after it."""
         process.allow_large_pages(True)
-        self._loads += 1
+        self._worked += 1
         try:
             yield
         finally:
-            self._loads += 1
+            self._worked += 1
 
     async def _make(self, message: Load, fds: list[int]) -> tuple[Model, engine.Proven | None]:
         """What is to be served, and what was proven of it; None: it is loaded later. Raises EdgekitError."""

@@ -84,7 +84,7 @@ def trials(
     times: list[float] = []
     while len(times) < _RUNS and (len(times) < min(golden.samples, _COMPARED) or sum(times) < _SIZE_MS):
         row = len(times) % golden.samples
-        ran = yield {name: array[row : row + 1] for name, array in rows.items()}
+        ran = yield _row(rows, row)
         times.append(ran.ms)
         if len(alone) < min(golden.samples, _COMPARED):
             alone.append(ran.outputs)
@@ -107,6 +107,13 @@ def trials(
                 pays = best_ms / (shortest_ms / size) >= _GAIN
                 if pays:
                     break
+            if pays and size == 2:  # or were the single runs disturbed?
+                times = []
+                while len(times) < _RUNS and sum(times) < _SIZE_MS:
+                    row = len(times) % golden.samples
+                    times.append((yield _row(rows, row)).ms)
+                best_ms, spent_ms = min(best_ms, *times), spent_ms + sum(times)
+                pays = best_ms / (shortest_ms / size) >= _GAIN
             if pays:
                 best_ms, misses = shortest_ms / size, 0
                 pace = replace(pace, batch=size, batch_ms=round(shortest_ms, 5))
@@ -162,6 +169,10 @@ class Step:
 def joinable(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
     """Whether every one of them has a free first dimension."""
     return bool(inputs) and all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+
+
+def _row(rows: dict[str, Array], row: int) -> dict[str, Array]:
+    return {name: array[row : row + 1] for name, array in rows.items()}
 
 
 def _repeat(array: Array, size: int) -> Array:

@@ -109,6 +109,11 @@ class Core:
         lanes = self._lanes
         return lanes[0].waiting if len(lanes) == 1 else sum([lane.waiting for lane in lanes])
 
+    @property
+    def measuring(self) -> bool:
+        """Whether a model is being measured."""
+        return any([lane.measuring for lane in self._lanes])
+
     def least_ahead(self) -> int:
         """Requests that should be at hand, for the engine to have enough to do."""
         lanes = self._lanes

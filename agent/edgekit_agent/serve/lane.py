@@ -91,6 +91,11 @@ class Lane:
         return self._batch
 
     @property
+    def measuring(self) -> bool:
+        """Whether runs of a tryout are still to be made."""
+        return self._tryout is not None
+
+    @property
     def waiting(self) -> int:
         """Requests that are neither running nor answered, those being decoded included."""
         return self._model.users - self._taken

@@ -89,6 +89,13 @@ def test_a_disturbance_does_not_forbid_it_for_good() -> None:
     assert paced({1: 0.1, 2: 0.2}, range(0)).batch == 1
 
 
+def test_a_disturbance_does_not_allow_it_either() -> None:
+    """Single runs that were slow for a while make joined ones look cheap."""
+    alike = {size: 0.1 * size for size in (1, 2, 4, 8, 16)}
+    for end in range(40):
+        assert paced(alike, range(end)).batch == 1
+
+
 def test_runs_that_would_keep_others_waiting_are_not_tried() -> None:
     slow = Engine(base_s=0.02)
     assert measured(linear(), slow, longest_ms=30).batch == 1
