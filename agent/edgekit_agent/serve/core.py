@@ -112,7 +112,7 @@ class Core:
     @property
     def measuring(self) -> bool:
         """Whether a model is being measured."""
-        return any([lane.measuring for lane in self._lanes])
+        return any(lane.measuring for lane in self._lanes)
 
     def least_ahead(self) -> int:
         """Requests that should be at hand, for the engine to have enough to do."""
