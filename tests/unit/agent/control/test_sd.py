@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -124,7 +125,7 @@ def test_an_agent_as_a_service(tmp_path: Path) -> None:
         local.bind(str(tmp_path / "given.sock"))
         local.listen()
         # Above the numbers that they are to get, so that the shell does not overwrite one with the other.
-        given = [socket.socket(fileno=os.dup2(one.fileno(), 40 + i)) for i, one in enumerate((tcp, local))]
+        given = [socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD, 40)) for one in (tcp, local)]
         environment = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "600000"}
         made.child = activated(given, [AGENT, "--config", str(made.config)], environment)
         try:
